@@ -1,0 +1,58 @@
+# Short names for the project's commands. Each target is one `python -m ...` line, shown beside it, so that the same thing can be
+# typed without make (on Windows: .venv\Scripts\python in place of .venv/bin/python). No logic belongs here: it goes to Python.
+
+PYTHON ?= python3
+VENV   := $(CURDIR)/.venv
+ifeq ($(OS),Windows_NT)
+PY     := $(VENV)/Scripts/python.exe
+else
+PY     := $(VENV)/bin/python
+endif
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types serve bench zoo-check
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+
+# python3 -m venv .venv; .venv/bin/python -m pip install -r requirements.txt
+setup: $(STAMP) ## Create .venv and install requirements.txt into it (about 5 minutes)
+
+$(STAMP): requirements.txt
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f'Python 3.11 or 3.12 is needed, found {v}: make PYTHON=/path/to/python3.11 ...')"
+	$(PYTHON) -m venv "$(VENV)"
+	"$(PY)" -m pip install --quiet -r requirements.txt
+	"$(PY)" -c "open(r'$(STAMP)', 'w').close()"
+
+# cd bundle; ../.venv/bin/python -m scripts.demo
+demo: $(STAMP) ## Train, evaluate and segment small phantoms, with pictures (at most 10 minutes)
+	cd bundle && "$(PY)" -m scripts.demo
+
+# .venv/bin/python -m pytest -m "not slow" --cov --cov-report=term
+test: $(STAMP) ## Tests but the slow ones, with line coverage of bundle/scripts
+	"$(PY)" -m pytest -m "not slow" --cov --cov-report=term
+
+# .venv/bin/python -m pytest --cov --cov-report=term
+test-all: $(STAMP) ## Every test, with line coverage of bundle/scripts
+	"$(PY)" -m pytest --cov --cov-report=term
+
+# .venv/bin/python -m ruff check .; .venv/bin/python -m ruff format --check .
+lint: $(STAMP) ## Style and format, changing nothing
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+
+# .venv/bin/python -m mypy bundle/scripts
+types: $(STAMP) ## Type check of bundle/scripts
+	"$(PY)" -m mypy bundle/scripts
+
+serve: ## (Not in this version) serve the bundle with MONAI Label
+	@echo "make serve: the MONAI Label app is not part of this version yet." >&2; exit 1
+
+# .venv/bin/python tests/benchmarks/bench_step.py
+bench: $(STAMP) ## Seconds and memory of one training step
+	"$(PY)" tests/benchmarks/bench_step.py
+
+# .venv/bin/python -m pytest tests/test_zoo.py -v
+zoo-check: $(STAMP) ## The MONAI model zoo's checks of the bundle
+	"$(PY)" -m pytest tests/test_zoo.py -v

@@ -1,0 +1,375 @@
+"""The task table, datalist.json and its checks: what a prepared folder must look like before anything reads it.
+
+`prepare.py` writes with this module, everything downstream loads with it. Naming conventions and label values of
+published data sets belong in `sources.py`; reading into tensors belongs in the configs. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.data.sources import Problem, Volume, VolumeError
+
+SECTIONS = ("training", "validation", "testing")
+
+# Largest distance, in mm, between the same corner voxel of two volumes of one case.
+GRID_TOLERANCE_MM = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which modalities are given, which one is synthesized, and which structure is segmented."""
+
+    image: tuple[str, ...]
+    target: str
+    structure: str
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Source modalities, then the target."""
+        return (*self.image, self.target)
+
+
+TASKS: dict[str, Task] = {
+    "vs": Task(("T2",), "ceT1", "vestibular schwannoma"),
+    "glioma": Task(("T1", "ceT1", "T2"), "FLAIR", "whole tumor"),
+    "surrogate_t2_cet1": Task(("T2",), "ceT1", "enhancing tumor"),
+}
+
+Check = Literal["headers", "voxels"]
+
+# What to do about a failed check; the end of each line of a DatalistError.
+_ADVICE = {
+    "missing file": "prepare the case again or remove its entry",
+    "unreadable file": "replace the file and prepare the case again",
+    "not 3-D": "give one 3-D volume per modality",
+    "shape": "register and resample the volumes of the case to one grid",
+    "affine": "register and resample the volumes of the case to one grid",
+    "mask values": "prepare the case again, which turns published label values into 0 and 1",
+    "non-finite image": "export the image again or remove the case",
+    "constant image": "export the image again or remove the case",
+    "duplicate case": "keep one of the entries",
+    "patient in two splits": "move all cases of the patient into one section",
+    "missing key": "add it or run scripts.prepare again",
+    "source files": "list the task's source modalities in this order",
+    "unknown section": "rename or remove it",
+    "task": "set it or run scripts.prepare again",
+    "entry": "correct it or run scripts.prepare again",
+}
+
+
+class DatalistError(ValueError):
+    """Everything that is wrong with a datalist, one problem per line.
+
+    Args:
+        path: the datalist.
+        problems: at least one.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        super().__init__("\n".join([f"{path}: {count}", *(f"  {_line(problem)}" for problem in problems)]))
+
+
+@overload
+def load_datalist(
+    path: str | Path,
+    section: None = None,
+    check: Check | None = "headers",
+    *,
+    task: str | None = None,
+    allow_empty: bool = False,
+) -> dict[str, Any]: ...
+
+
+@overload
+def load_datalist(
+    path: str | Path,
+    section: str,
+    check: Check | None = "headers",
+    *,
+    task: str | None = None,
+    allow_empty: bool = False,
+) -> list[dict[str, Any]]: ...
+
+
+def load_datalist(
+    path: str | Path,
+    section: str | None = None,
+    check: Check | None = "headers",
+    *,
+    task: str | None = None,
+    allow_empty: bool = False,
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Entries of one section with absolute paths, or the whole datalist without `section`.
+
+    The structure of the whole file is always checked; the files only of what is returned.
+
+    Args:
+        path: datalist.json.
+        section: training, validation or testing.
+        check: "headers" opens every file; "voxels" reads every file too; None opens none.
+        task: the task that is to be trained or evaluated; a datalist of another one is refused.
+        allow_empty: return an empty section instead of raising.
+
+    Raises:
+        FileNotFoundError: no such datalist.
+        ValueError: unknown or empty section; a datalist of another task than `task`.
+        DatalistError: anything wrong with the content; lists every problem found.
+    """
+    path = Path(path)
+    if section is not None and section not in SECTIONS:
+        raise ValueError(f"{path}: unknown section {section!r}, expected one of {', '.join(SECTIONS)}")
+    datalist = _checked(path, SECTIONS if section is None else (section,), check)
+    if task is not None and datalist["task"] != task:
+        raise ValueError(
+            f"{path} is a datalist of task {datalist['task']!r}, expected {task!r}; give the data prepared for it, or "
+            "the configuration of the data's task"
+        )
+    if section is None:
+        return datalist
+    if not datalist[section] and not allow_empty:
+        raise ValueError(
+            f"{path}: section {section!r} is empty, expected at least one case; "
+            "prepare more cases or give scripts.prepare another --split"
+        )
+    return datalist[section]
+
+
+def validate_datalist(path: str | Path, check: Check | None = "voxels") -> None:
+    """Check a datalist and, by default, every voxel of every file it names.
+
+    Raises:
+        FileNotFoundError: no such datalist.
+        DatalistError: lists every problem found.
+    """
+    _checked(Path(path), SECTIONS, check)
+
+
+def write_datalist(path: Path, task: str, sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """Write datalist.json in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; entries' paths are relative to its folder.
+        task: a key of `TASKS`.
+        sections: section name to entries; a section that is absent is written as an empty list.
+    """
+    content = {"task": task, **{name: [dict(entry) for entry in sections.get(name, ())] for name in SECTIONS}}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def datalist_entry(case: str, patient: str, task: str) -> dict[str, Any]:
+    """Entry of one case in the prepared layout, `<case>/<case>_<modality>.nii.gz` and `<case>/<case>_label.nii.gz`."""
+    definition = TASKS[task]
+    return {
+        "case": case,
+        "patient": patient,
+        "image": [prepared_path(case, modality) for modality in definition.image],
+        "target": prepared_path(case, definition.target),
+        "label": prepared_path(case, "label"),
+    }
+
+
+def prepared_path(case: str, name: str) -> str:
+    """Path of one prepared file, relative to the datalist; `name` is a modality or "label"."""
+    return f"{case}/{case}_{name}.nii.gz"
+
+
+def default_splits(patients: Iterable[str]) -> dict[str, str]:
+    """Section of each patient, by place in the sorted list.
+
+    Every fifth (index 0, 5, 10, ...) is testing, index 1, 11, 21, ... validation, the rest training.
+    """
+    splits = {}
+    for index, patient in enumerate(sorted(set(patients))):
+        splits[patient] = "testing" if index % 5 == 0 else "validation" if index % 10 == 1 else "training"
+    return splits
+
+
+def grid_problems(case: str, volumes: Mapping[str, Volume]) -> list[Problem]:
+    """Open every volume of a case and compare its grid with that of the first.
+
+    Args:
+        case: case id, for the messages.
+        volumes: name to volume; nothing but headers is read.
+    """
+    problems: list[Problem] = []
+    reference: tuple[str, tuple[int, ...], NDArray[np.float64]] | None = None
+    for name, volume in volumes.items():
+        try:
+            shape, affine = volume.grid()
+        except VolumeError as error:
+            problems.append(Problem(case, error.check, f"{name}: {error.found}", error.expected))
+            continue
+        if reference is None:
+            reference = (name, shape, affine)
+            continue
+        first, first_shape, first_affine = reference
+        if shape != first_shape:
+            problems.append(Problem(case, "shape", f"{name} {shape}", f"{first_shape} as {first}"))
+            continue
+        distance = _corner_distance(shape, affine, first_affine)
+        if not distance <= GRID_TOLERANCE_MM:
+            expected = f"at most {GRID_TOLERANCE_MM} mm"
+            problems.append(Problem(case, "affine", f"{name} {distance:.3g} mm away from {first}", expected))
+    return problems
+
+
+def image_problem(case: str, name: str, voxels: NDArray) -> Problem | None:
+    """Whether an image holds NaN or infinity, or one value only."""
+    if not np.isfinite(voxels).all():
+        bad = int(voxels.size - np.isfinite(voxels).sum())
+        return Problem(case, "non-finite image", f"{name}: {bad} voxels of NaN or infinity", "finite intensities")
+    lowest, highest = voxels.min(), voxels.max()
+    if lowest == highest:
+        return Problem(case, "constant image", f"{name}: every voxel is {lowest:g}", "an image with contrast")
+    return None
+
+
+def _mask_problem(case: str, voxels: NDArray) -> Problem | None:
+    """Whether a mask holds anything but 0 and 1; all zero is legal: no tumor."""
+    values = np.unique(voxels)
+    if np.isin(values, (0, 1)).all():
+        return None
+    return Problem(case, "mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
+
+
+def _checked(path: Path, sections: Sequence[str], check: Check | None) -> dict[str, Any]:
+    """The datalist with absolute paths, after all checks that were asked for."""
+    if check not in (None, "headers", "voxels"):
+        raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
+    content = _read(path)
+    problems = _structure_problems(content)
+    if problems:
+        raise DatalistError(path, problems)
+    folder = path.resolve().parent
+    datalist: dict[str, Any] = {"task": content["task"]}
+    for section in SECTIONS:
+        datalist[section] = [_absolute(entry, folder) for entry in content[section]]
+    if check is not None:
+        for section in sections:
+            for entry in datalist[section]:
+                problems += _file_problems(entry, TASKS[content["task"]], check)
+    if problems:
+        raise DatalistError(path, problems)
+    return datalist
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist, expected the datalist.json that scripts.prepare writes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problem = Problem("datalist", "malformed JSON", str(error), "the JSON that scripts.prepare writes")
+        raise DatalistError(path, [problem]) from error
+    if not isinstance(content, dict):
+        problem = Problem("datalist", "malformed JSON", f"a {type(content).__name__}", "an object with sections")
+        raise DatalistError(path, [problem])
+    return content
+
+
+def _structure_problems(content: dict[str, Any]) -> list[Problem]:
+    """Everything that can be told from the JSON alone."""
+    problems = []
+    task = content.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        problems.append(Problem("datalist", "task", repr(task), " or ".join(TASKS)))
+    for name in content:
+        if name not in ("task", *SECTIONS):
+            problems.append(Problem("datalist", "unknown section", repr(name), ", ".join(SECTIONS)))
+    cases: dict[str, str] = {}
+    patients: dict[str, str] = {}
+    for section in SECTIONS:
+        entries = content.get(section)
+        if entries is None:
+            problems.append(Problem("datalist", "missing key", f"no {section!r}", "a list, which may be empty"))
+            continue
+        if not isinstance(entries, list):
+            problems.append(Problem("datalist", "entry", f"{section!r} is a {type(entries).__name__}", "a list"))
+            continue
+        for index, entry in enumerate(entries):
+            place = f"{section}[{index}]"
+            if not isinstance(entry, dict):
+                problems.append(Problem(place, "entry", f"a {type(entry).__name__}", "an object"))
+                continue
+            problems += _entry_problems(place, entry, TASKS.get(task) if isinstance(task, str) else None)
+            case, patient = entry.get("case"), entry.get("patient")
+            if isinstance(case, str):
+                if case in cases:
+                    problems.append(Problem(case, "duplicate case", f"{cases[case]} and {place}", "one entry"))
+                cases.setdefault(case, place)
+            if isinstance(patient, str) and patients.setdefault(patient, section) != section:
+                found = f"patient {patient} in {patients[patient]} and {section}"
+                problems.append(Problem(str(case), "patient in two splits", found, "one section per patient"))
+    return problems
+
+
+def _entry_problems(place: str, entry: dict[str, Any], task: Task | None) -> list[Problem]:
+    """Keys and types of one entry; `task` is None when the datalist names no known one."""
+    name = entry["case"] if isinstance(entry.get("case"), str) else place
+    problems = []
+    for key in ("case", "patient", "image", "target", "label"):
+        if key not in entry:
+            problems.append(Problem(name, "missing key", f"no {key!r}", "case, patient, image, target, label"))
+        elif key != "image" and (not isinstance(entry[key], str) or not entry[key]):
+            problems.append(Problem(name, "entry", f"{key} is {entry[key]!r}", "a non-empty string"))
+    if "image" in entry:
+        image = entry["image"]
+        if not isinstance(image, list) or not all(isinstance(item, str) and item for item in image):
+            problems.append(Problem(name, "entry", f"image is {image!r}", "a list of file names"))
+        elif task is not None and len(image) != len(task.image):
+            expected = f"{len(task.image)} ({', '.join(task.image)})"
+            problems.append(Problem(name, "source files", f"{len(image)} source files", expected))
+    return problems
+
+
+def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[Problem]:
+    """Checks of one entry's files; an image that has no header to speak of is not read again."""
+    case = entry["case"]
+    volumes = {name: Volume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
+    volumes |= {task.target: Volume(Path(entry["target"])), "label": Volume(Path(entry["label"]))}
+    problems = grid_problems(case, volumes)
+    if check == "headers" or problems:
+        return problems
+    for name, volume in volumes.items():
+        try:
+            voxels = volume.voxels()
+        except VolumeError as error:
+            problems.append(Problem(case, error.check, f"{name}: {error.found}", error.expected))
+            continue
+        problem = _mask_problem(case, voxels) if name == "label" else image_problem(case, name, voxels)
+        if problem is not None:
+            problems.append(problem)
+    return problems
+
+
+def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {
+        **entry,
+        "image": [str(folder / file) for file in entry["image"]],
+        "target": str(folder / entry["target"]),
+        "label": str(folder / entry["label"]),
+    }
+
+
+def _corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest distance in mm between the same corner voxel under two affines."""
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=np.float64)
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
+
+
+def _line(problem: Problem) -> str:
+    advice = _ADVICE.get(problem.check, "correct it")
+    return f"{problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}; {advice}"

@@ -1,0 +1,392 @@
+"""Pictures of one case and of many: planes with contours, and a chart of Dice and HD95 per case.
+
+Drawing only, with matplotlib's object interface (no pyplot, no global state, no display) and no torch. Nothing here
+computes a metric, resamples, or decides which cases are drawn; that is report.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+TRUTH_COLOR = "#ffff00"
+PREDICTION_COLOR = "#00ff00"
+ERROR_COLORMAP = "inferno"
+ERROR_FLOOR = 0.05  # error probabilities below this are left transparent
+GRAY_PERCENTILES = (0.5, 99.9)  # of the whole volume: what is drawn black and white
+ZOOM_FACTOR = 2.5  # side of the zoomed view, as a multiple of the largest extent of the masks
+ZOOM_SMALLEST = 60.0  # mm; least side of the zoomed view
+FOOTNOTE = "Radiological convention: the patient's right is on the left. Slices count from L, P, I. Research use only."
+
+_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # what lies towards index 0 and towards the last index of each axis
+_PANEL_INCHES = 2.3
+_MARGIN_INCHES = (0.5, 0.55, 0.6, 0.45)  # left, right, top, bottom
+_SMALLEST_WIDTH_INCHES = 7.0  # fits the legend and the footnote
+_DPI = 110
+_RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by color-blind readers
+_RUN_MARKERS = "osD^vP"
+
+
+def case_figure(
+    path: str | Path,
+    *,
+    source: np.ndarray,
+    synthetic: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    prediction: np.ndarray | None = None,
+    error: np.ndarray | None = None,
+    spacing: Sequence[float],
+    title: str = "",
+) -> None:
+    """Draw one case: a row per plane, a column per image, contours of truth (yellow) and prediction (green).
+
+    The planes pass through the voxel of a mask nearest to its center of mass: of the truth, else of the prediction,
+    else through the middle of the volume. Where there is a mask, a first column shows the whole plane with a frame
+    around the part that the other columns enlarge.
+
+    Args:
+        path: PNG to write; missing folders are made.
+        source: image (X, Y, Z) in RAS orientation, as every other array, on the same grid.
+        synthetic: synthetic target.
+        target: real target.
+        truth: tumor mask, non-zero is tumor.
+        prediction: tumor mask, non-zero is tumor.
+        error: probability that the coarse mask is wrong, 0 to 1, drawn over the source.
+        spacing: voxel size along X, Y, Z in mm.
+        title: a line above the picture, for example the case and its Dice.
+
+    Raises:
+        ValueError: arrays that are not 3-D or not on one grid, or a spacing that is not positive.
+    """
+    masks = {"ground truth": truth, "prediction": prediction}
+    images = {"source": source, "synthetic target": synthetic, "real target": target}
+    voxel = np.array([float(size) for size in spacing])
+    _check_grid(Path(path), {**images, **masks, "error": error}, voxel)
+
+    drawn = {name: (np.asarray(mask) > 0) for name, mask in masks.items() if mask is not None}
+    center, view = _center(source.shape, drawn), _view(source.shape, drawn, voxel)
+    columns = [name for name, image in images.items() if image is not None]
+    columns += ["contours on source"] if drawn else []
+    columns += ["error probability"] if error is not None else []
+    zoomed = view is not None
+    columns = (["whole plane"] if zoomed else []) + columns
+
+    left, right, top, bottom = _MARGIN_INCHES
+    width = max(_PANEL_INCHES * len(columns) + left + right, _SMALLEST_WIDTH_INCHES)
+    height = _PANEL_INCHES * 3 + top + bottom
+    figure = Figure(figsize=(width, height), facecolor="black")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(3, len(columns), squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=0.03,
+        hspace=0.03,
+    )
+    windows = {name: _window(image) for name, image in images.items() if image is not None}
+    error_image = None
+    for row, (plane, axis) in enumerate(_PLANES):
+        for column, name in enumerate(columns):
+            axes = grid[row, column]
+            shown = name if name in windows else "source"
+            _draw_gray(axes, images[shown], axis, center, voxel, windows[shown])
+            if name == "error probability":
+                error_image = _draw_error(axes, error, axis, center, voxel)
+            if name == "contours on source":
+                _draw_contours(axes, drawn, axis, center, voxel)
+            if name == "whole plane":
+                _draw_frame(axes, view, axis)
+            _set_limits(axes, axis, source.shape, voxel, None if name == "whole plane" else view)
+            _label(axes, axis, letters=column == 0 or (zoomed and column == 1))
+            if row == 0:
+                axes.set_title(name, color="white", fontsize=10)
+        position = f"{plane}\nslice {center[axis] + 1} of {source.shape[axis]}"
+        figure.text(0.04 / width, _middle(grid[row, 0]), position, color="white", fontsize=9, rotation=90, va="center")
+    if error_image is not None:
+        place = grid[1, -1].get_position()
+        bar_axes = figure.add_axes((1 - (right - 0.08) / width, place.y0, 0.1 / width, place.height))
+        bar = figure.colorbar(error_image, cax=bar_axes)
+        bar.ax.tick_params(colors="white", labelsize=8)
+    _add_legend(figure, drawn, voxel)
+    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.08 / height, va="top")
+    figure.text(1 - 0.1 / width, 0.08 / height, FOOTNOTE, color="#b0b0b0", fontsize=7, ha="right")
+    _save(figure, path)
+
+
+def overlay_figure(
+    path: str | Path,
+    *,
+    source: np.ndarray,
+    prediction: np.ndarray,
+    error: np.ndarray | None = None,
+    spacing: Sequence[float],
+    title: str,
+) -> None:
+    """Draw a prediction without ground truth: source, contour of the prediction, and the error map if there is one.
+
+    Args and errors as for `case_figure`.
+    """
+    case_figure(path, source=source, prediction=prediction, error=error, spacing=spacing, title=title)
+
+
+def chart_figure(
+    path: str | Path,
+    *,
+    cases: Sequence[str],
+    dice: Mapping[str, Sequence[float]],
+    hd95_mm: Mapping[str, Sequence[float]],
+    title: str = "",
+) -> None:
+    """Draw Dice and HD95 of every case, one marker per run; a missing value is a cross at the top of its panel.
+
+    Args:
+        path: PNG to write; missing folders are made.
+        cases: names in the order in which they are drawn.
+        dice: for each run, one value per case.
+        hd95_mm: for each run, one value per case, NaN where missing.
+        title: a line above the picture.
+
+    Raises:
+        ValueError: a run without exactly one value per case.
+    """
+    figure = Figure(figsize=(max(6.0, 0.22 * len(cases) + 2), 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    positions = np.arange(len(cases))
+    for axes, name, runs in zip(panels, ("Dice", "HD95 (mm)"), (dice, hd95_mm), strict=True):
+        for number, (run, values) in enumerate(runs.items()):
+            if len(values) != len(cases):
+                raise ValueError(f"{path}: found {len(values)} values of {name} for {run}; expected {len(cases)}.")
+            color = _RUN_COLORS[number % len(_RUN_COLORS)]
+            numbers = np.asarray(values, dtype=float)
+            marker = _RUN_MARKERS[number % len(_RUN_MARKERS)]
+            axes.plot(positions, numbers, marker, color=color, markersize=5, alpha=0.85, label=run)
+            gone = positions[np.isnan(numbers)]
+            (crosses,) = axes.plot(gone, np.full(len(gone), 0.95 - 0.06 * number), "x", color=color, markersize=5)
+            crosses.set(transform=axes.get_xaxis_transform(), in_layout=False)
+        axes.set_ylabel(name)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylim(-0.02, 1.02)
+    panels[1].set_ylim(0, 1.25 * panels[1].get_ylim()[1])  # room for the crosses
+    handles, labels = panels[0].get_legend_handles_labels()
+    handles.append(Line2D([], [], color="black", marker="x", linestyle="none"))
+    panels[0].legend(handles, [*labels, "missing"], loc="lower right", fontsize=8, framealpha=0.8)
+    panels[1].set_xticks(positions, cases, rotation=90, fontsize=7)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Read a 3-D NIfTI file in the order nearest to RAS.
+
+    Returns:
+        the array (X, Y, Z) and its voxel size in mm.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a 3-D image.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a NIfTI image.")
+    try:
+        image: Any = nib.as_closest_canonical(nib.load(path))
+    except nib.filebasedimages.ImageFileError as error:
+        raise ValueError(f"{path}: found a file that nibabel cannot read ({error}); expected a NIfTI image.") from error
+    array = np.asarray(image.dataobj)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise ValueError(f"{path}: found shape {array.shape}; expected a 3-D image.")
+    return array, tuple(float(size) for size in image.header.get_zooms()[:3])
+
+
+def _check_grid(path: Path, arrays: Mapping[str, np.ndarray | None], voxel: np.ndarray) -> None:
+    """Refuse arrays on different grids and spacings that are not positive."""
+    shapes = {name: np.shape(array) for name, array in arrays.items() if array is not None}
+    if len(set(shapes.values())) > 1 or len(shapes["source"]) != 3:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{path}: found shapes {found}; expected one 3-D grid. Resample all to the grid of the source."
+        )
+    if voxel.shape != (3,) or not (np.isfinite(voxel) & (voxel > 0)).all():
+        raise ValueError(f"{path}: found spacing {voxel.tolist()}; expected three positive numbers in mm.")
+
+
+def _middle(axes: Axes) -> float:
+    """Return the height of the middle of a panel, as a fraction of the figure."""
+    place = axes.get_position(original=True)
+    return (place.y0 + place.y1) / 2
+
+
+def _center(shape: tuple[int, ...], masks: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Return the voxel of the first non-empty mask nearest to its center of mass, else the middle of the volume."""
+    for mask in masks.values():
+        if mask.any():
+            voxels = np.argwhere(mask)
+            nearest = np.square(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
+            return tuple(int(index) for index in voxels[nearest])
+    return tuple(size // 2 for size in shape)
+
+
+def _view(shape: tuple[int, ...], masks: Mapping[str, np.ndarray], voxel: np.ndarray) -> np.ndarray | None:
+    """Return the corners, in mm, of the cube to enlarge: array (3, 2), or None without a mask."""
+    voxels = np.argwhere(np.logical_or.reduce(list(masks.values()))) if masks else np.empty((0, 3))
+    if not len(voxels):
+        return None
+    low, high = voxels.min(axis=0) * voxel, (voxels.max(axis=0) + 1) * voxel
+    extent = np.array(shape) * voxel
+    side = max(float((high - low).max()) * ZOOM_FACTOR, ZOOM_SMALLEST)
+    # A volume thinner than the cube is shown whole along that axis, with the cube centered on it.
+    inside = np.clip((low + high - side) / 2, 0, np.maximum(extent - side, 0))
+    start = np.where(extent > side, inside, (extent - side) / 2)
+    return np.stack([start, start + side], axis=1)
+
+
+def _axes_in_plane(axis: int) -> tuple[int, int]:
+    """Return the array axes drawn across and upwards in the plane normal to `axis`."""
+    across, up = (other for other in range(3) if other != axis)
+    return across, up
+
+
+def _slice(array: Any, axis: int, center: tuple[int, ...]) -> np.ndarray:
+    """Return the plane through the center, rows upwards and columns across."""
+    return np.take(np.asarray(array), center[axis], axis=axis).T
+
+
+def _extent(plane: np.ndarray, axis: int, voxel: np.ndarray) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of a plane in mm."""
+    across, up = _axes_in_plane(axis)
+    return 0.0, plane.shape[1] * float(voxel[across]), 0.0, plane.shape[0] * float(voxel[up])
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """Return the intensities drawn black and white."""
+    low, high = np.nanpercentile(image, GRAY_PERCENTILES)
+    return (float(low), float(high)) if high > low else (float(low), float(low) + 1)
+
+
+def _draw_gray(
+    axes: Axes, image: Any, axis: int, center: tuple[int, ...], voxel: np.ndarray, window: tuple[float, float]
+) -> None:
+    """Draw a plane of an image in gray."""
+    plane = _slice(image, axis, center)
+    axes.imshow(
+        plane,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        origin="lower",
+        extent=_extent(plane, axis, voxel),
+        interpolation="bilinear",
+    )
+
+
+def _draw_error(axes: Axes, error: Any, axis: int, center: tuple[int, ...], voxel: np.ndarray) -> Any:
+    """Draw a plane of the error probability over what is there, transparent where it is low."""
+    plane = _slice(error, axis, center)
+    return axes.imshow(
+        np.ma.masked_less(plane, ERROR_FLOOR),
+        cmap=ERROR_COLORMAP,
+        vmin=0,
+        vmax=1,
+        alpha=0.8,
+        origin="lower",
+        extent=_extent(plane, axis, voxel),
+        interpolation="nearest",
+    )
+
+
+def _draw_contours(
+    axes: Axes, masks: Mapping[str, np.ndarray], axis: int, center: tuple[int, ...], voxel: np.ndarray
+) -> None:
+    """Draw the outlines of the masks; the truth is wider, so that it shows on both sides of an equal prediction."""
+    across, up = _axes_in_plane(axis)
+    for name, mask in masks.items():
+        plane = np.pad(_slice(mask, axis, center).astype(float), 1)  # closes outlines at the border of the volume
+        if plane.any():
+            x, y = ((np.arange(n) - 0.5) * voxel[a] for n, a in ((plane.shape[1], across), (plane.shape[0], up)))
+            truth = name == "ground truth"
+            axes.contour(
+                x,
+                y,
+                plane,
+                levels=[0.5],
+                colors=[TRUTH_COLOR if truth else PREDICTION_COLOR],
+                linewidths=2.4 if truth else 1.1,
+            )
+
+
+def _draw_frame(axes: Axes, view: Any, axis: int) -> None:
+    """Draw the frame of the enlarged part."""
+    across, up = _axes_in_plane(axis)
+    (left, right), (bottom, top) = view[across], view[up]
+    axes.add_patch(
+        Rectangle(
+            (left, bottom), right - left, top - bottom, fill=False, edgecolor="white", linestyle="--", linewidth=0.9
+        )
+    )
+
+
+def _set_limits(axes: Axes, axis: int, shape: tuple[int, ...], voxel: np.ndarray, view: np.ndarray | None) -> None:
+    """Show the whole plane or the enlarged part, equal in mm, with the patient's right or front on the left."""
+    limits = np.stack([np.zeros(3), np.array(shape) * voxel], axis=1) if view is None else view
+    across, up = _axes_in_plane(axis)
+    axes.set_aspect("equal")
+    axes.set_xlim(limits[across][1], limits[across][0])
+    axes.set_ylim(limits[up][0], limits[up][1])
+
+
+def _label(axes: Axes, axis: int, *, letters: bool) -> None:
+    """Take ticks and frame away and write the directions at the edges."""
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if letters:
+        across, up = _axes_in_plane(axis)
+        style: dict[str, Any] = {"color": "#7fd4ff", "fontsize": 8, "ha": "center", "va": "center"}
+        for x, y, letter in (
+            (0.04, 0.5, _LETTERS[across][1]),
+            (0.96, 0.5, _LETTERS[across][0]),
+            (0.5, 0.96, _LETTERS[up][1]),
+            (0.5, 0.04, _LETTERS[up][0]),
+        ):
+            axes.text(x, y, letter, transform=axes.transAxes, **style).set_path_effects(
+                [withStroke(linewidth=2, foreground="black")]
+            )
+
+
+def _add_legend(figure: Figure, masks: Mapping[str, np.ndarray], voxel: np.ndarray) -> None:
+    """Name the contours, with the volume of each mask in mL."""
+    handles = []
+    for name, mask in masks.items():
+        milliliters = mask.sum() * float(np.prod(voxel)) / 1000
+        text = f"{name} ({milliliters:.2f} mL)" if mask.any() else f"{name} (empty)"
+        truth = name == "ground truth"
+        color = TRUTH_COLOR if truth else PREDICTION_COLOR
+        handles.append(Line2D([], [], color=color, linewidth=2.4 if truth else 1.1, label=text))
+    if handles:
+        style: dict[str, Any] = {"fontsize": 9, "facecolor": "black", "edgecolor": "black", "labelcolor": "white"}
+        figure.legend(handles=handles, loc="lower left", ncols=len(handles), borderaxespad=0, **style)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the PNG and free the figure."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, format="png", facecolor=figure.get_facecolor())
+    figure.clear()

@@ -1,0 +1,237 @@
+"""The algorithm box: trains any method, readable top to bottom. No method's own losses or networks go here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents, Trainer
+from monai.inferers import Inferer, SimpleInferer
+from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
+
+
+class MethodTrainer(Trainer):
+    """Trains a method: one forward pass, a step of the generators, a step of the discriminators on the same fakes.
+
+    A method is a module with `generator_parameters()`, `discriminator_parameters()`, `forward(batch)`,
+    `generator_losses(batch, outputs)`, `discriminator_losses(batch, outputs)` and `logits(outputs)`; the losses are
+    dicts of named, weighted scalars. See `methods/`.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs; one epoch is one patch per case.
+        train_data_loader: gives dicts with `image` (x_s), `target` (x_t), `label` (y) and `case` (ids).
+        method: what to train.
+        optimizer_g: of the generator step (G and S, or the only network).
+        optimizer_d: of the discriminator step, None where there is no adversary.
+        inferer: how the method is called, MONAI's SimpleInferer.
+        amp: bfloat16 autocast of the forward passes; losses stay in float32.
+        accumulation_steps: batches per optimizer step.
+        epoch_length, train_handlers, key_train_metric, additional_metrics, postprocessing, decollate: as MONAI's
+            SupervisedTrainer.
+
+    `engine.state.output` holds image, label, pred (the mask's probability), loss (their sum) and every term by name,
+    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step.
+
+    Raises:
+        FloatingPointError: a loss is NaN or infinite; names the term, the epoch and the cases. Nothing was stepped.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        method: nn.Module,
+        optimizer_g: Optimizer,
+        optimizer_d: Optimizer | None = None,
+        *,
+        inferer: Inferer | None = None,
+        amp: bool = False,
+        accumulation_steps: int = 1,
+        epoch_length: int | None = None,
+        train_handlers: Sequence | None = None,
+        key_train_metric: dict | None = None,
+        additional_metrics: dict | None = None,
+        postprocessing: Callable | None = None,
+        decollate: bool = True,
+    ) -> None:
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps is {accumulation_steps}: expected 1 or more.")
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            key_metric=key_train_metric,
+            additional_metrics=additional_metrics,
+            postprocessing=postprocessing,
+            handlers=train_handlers,
+            decollate=decollate,
+        )
+        self.method = method
+        self.optimizer_g = optimizer_g
+        self.optimizer_d = optimizer_d
+        self.inferer = inferer or SimpleInferer()
+        self.bfloat16 = amp
+        self.accumulation_steps = accumulation_steps
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in TENSORS}
+        cases = batchdata.get("case", [])
+        first, last = self._accumulation()
+
+        self.method.train()
+        discriminators = self.method.discriminator_parameters()
+        if first:
+            self.optimizer_g.zero_grad(set_to_none=True)
+            if self.optimizer_d is not None:
+                self.optimizer_d.zero_grad(set_to_none=True)
+
+        # the step of {G, S}, eq. 10: the discriminators judge, but do not learn
+        _requires_grad(discriminators, False)
+        with self._autocast():
+            outputs = self.inferer(batch, self.method)
+            engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+            losses_g = self.method.generator_losses(batch, outputs)
+        loss_g = self._total(losses_g, cases)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        (loss_g / self.accumulation_steps).backward()
+        scalars = {name: value.detach() for name, value in losses_g.items()}
+        if last:
+            scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
+            self.optimizer_g.step()
+        _requires_grad(discriminators, True)
+
+        # the step of {D_g, D_t}, eq. 11, on the fakes of the same forward pass
+        if self.optimizer_d is not None:
+            with self._autocast():
+                losses_d = self.method.discriminator_losses(batch, outputs)
+            if losses_d:
+                loss_d = self._total(losses_d, cases)
+                (loss_d / self.accumulation_steps).backward()
+                scalars |= {name: value.detach() for name, value in losses_d.items()}
+                scalars["loss_D"] = loss_d.detach()
+                if last:
+                    scalars["grad_norm_D"] = _grad_norm(discriminators)
+                    _drop_zero_gradients(discriminators)
+                    self.optimizer_d.step()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+        engine.state.output = {
+            Keys.IMAGE: batch[Keys.IMAGE],
+            Keys.LABEL: batch[Keys.LABEL],
+            Keys.PRED: torch.sigmoid(self.method.logits(outputs).detach().float()),
+            Keys.LOSS: loss_g.detach(),
+            **scalars,
+        }
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def _accumulation(self) -> tuple[bool, bool]:
+        """Whether this batch opens, and whether it closes an accumulated step (the epoch's last batch closes)."""
+        length = self.state.epoch_length
+        i = (self.state.iteration - 1) % length
+        return i % self.accumulation_steps == 0, (i + 1) % self.accumulation_steps == 0 or i + 1 == length
+
+    def _total(self, losses: Mapping[str, Tensor], cases: Sequence[str]) -> Tensor:
+        if not losses:
+            raise ValueError("every loss weight is 0: nothing to train; set at least one of the weights above 0.")
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        if not torch.isfinite(total):
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            raise FloatingPointError(
+                f"a loss is not finite in epoch {self.state.epoch}, iteration {self.state.iteration}, "
+                f"case(s) {', '.join(cases) or 'unnamed'}: {values}. No weight was changed by this batch. "
+                "Look at these cases' images; if they are sound, lower the learning rate or train without amp."
+            )
+        return total
+
+
+def _requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(flag)
+
+
+def _grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _drop_zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Lets a discriminator that judged nothing (D_t, no tumor) make no step, where Adam's momentum would move it."""
+    with_grad = [p for p in parameters if p.grad is not None]
+    largest = torch.stack([p.grad.abs().max() for p in with_grad]).tolist() if with_grad else []
+    for parameter, value in zip(with_grad, largest, strict=True):
+        if value == 0:
+            parameter.grad = None
+
+
+def scalars(output: Any) -> dict[str, float]:
+    """Picks the named scalars from a trainer's output, decollated or not, for the logging handlers."""
+    first = output[0] if isinstance(output, list) else output
+    return {name: float(value) for name, value in first.items() if torch.as_tensor(value).numel() == 1}
+
+
+def two_phase_schedule(optimizer: Optimizer, *, max_epochs: int, constant: float = 0.4) -> Any:
+    """Makes the schedule of the GAN networks: constant for a fraction of the epochs, then linear to 0.
+
+    Args:
+        optimizer: whose learning rate to scale, stepped once per epoch.
+        max_epochs: number of epochs of the run.
+        constant: fraction of them at the full rate (the paper: 100 of 250).
+    """
+
+    def factor(epoch: int) -> float:
+        start = constant * max_epochs
+        return 1.0 if epoch < start else max(0.0, (max_epochs - epoch) / (max_epochs - start))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module | None:
+    """Loads the frozen perceptor S_p, or returns None where its loss has weight 0.
+
+    Args:
+        network: S_p's network, weights are loaded into it.
+        path: its checkpoint, the state dict of `network`.
+        weight: the perceptibility loss's weight.
+
+    Raises:
+        FileNotFoundError: there is no such file; names the command that trains it.
+        ValueError: the file holds another network's weights.
+    """
+    if not weight:
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no perceptor S_p at {path}, and the weight of the perceptibility loss is {weight:g}. Train it first, with "
+            "the same task and data: python -m monai.bundle run training --config_file "
+            "\"['configs/train.json','configs/pretrain.json']\" (further override files behind), or set "
+            "--weights#perceptibility 0, or point --perceptor_path to a trained one."
+        )
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of the configured perceptor: {error}") from error
+    return network.requires_grad_(False).eval()
+
+
+
+
+def log_epoch(engine: Engine) -> None:
+    """Logs the last batch's terms once per epoch, for StatsHandler's `epoch_print_logger`."""
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in scalars(engine.state.output).items())
+    logger.info("epoch %d/%d: %s", engine.state.epoch, engine.state.max_epochs, terms)

@@ -1,0 +1,264 @@
+"""Dictionary transforms that MONAI lacks: the working grid's orientation, robust normalization, the paper's crop.
+
+Everything that MONAI has (loading, resampling, cropping, flipping, saving) is used from there, in the configs.
+Nothing random goes here, and nothing that reads or writes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Orientation, SpatialCrop
+from monai.utils import TraceKeys
+
+PERCENTILES = (0.5, 99.5)
+SKULL_STRIPPED_ZEROS = 0.1  # a volume with more than this fraction of exact zeros is taken as skull-stripped
+AIR_FRACTION = 0.1  # otherwise air lies below this fraction of the 99th percentile
+ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
+DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
+
+
+def _shared_trace(image: MetaTensor) -> MetaTensor:
+    """Lets any instance of the traced transform's class invert the newest operation, not only the one that did it."""
+    image.applied_operations[-1][TraceKeys.ID] = TraceKeys.NONE
+    return image
+
+
+def working_axcodes(affine: np.ndarray) -> str:
+    """Names the orientation of the working grid: the coarsest axis last, the others in the order R, A, S.
+
+    Args:
+        affine: 4 x 4, voxel indices to RAS millimeters.
+
+    Returns:
+        "RAS" for axial and isotropic volumes, "RSA" for coronal, "ASR" for sagittal ones.
+    """
+    columns = np.asarray(affine, dtype=float)[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    if not np.all(np.isfinite(columns)) or np.any(spacing <= 0):
+        raise ValueError(f"affine\n{np.asarray(affine)}\nhas no positive voxel spacing: correct the file's header.")
+    coarsest, runner_up = np.sort(spacing)[::-1][:2]
+    if coarsest < runner_up * ISOTROPIC_TOLERANCE:
+        return "RAS"
+    world = int(np.argmax(np.abs(columns[:, int(np.argmax(spacing))])))
+    return ("ASR", "RSA", "RAS")[world]
+
+
+class OrientToWorkingGridd(MapTransform, InvertibleTransform):
+    """Reorients so that the coarsest axis comes last and the in-plane axes follow in RAS order.
+
+    The network's planar levels expect the through-plane axis last, in a sagittal or coronal series too. Isotropic
+    volumes get the superior-inferior axis last. Invertible by `Invertd`.
+
+    Args:
+        keys: entries to reorient, MetaTensors (C, X, Y, Z) of one common grid.
+        allow_missing_keys: whether a missing key is passed over.
+    """
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.ndim != 4:
+                raise ValueError(
+                    f"{key} of {name_of(d)} has shape {tuple(image.shape)}: expected a 3-D volume, "
+                    "channel first (C, X, Y, Z)."
+                )
+            codes = working_axcodes(image.affine.cpu().numpy())
+            d[key] = _shared_trace(Orientation(axcodes=codes, labels=None)(image))
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = Orientation(axcodes="RAS", labels=None).inverse(d[key])
+        return d
+
+
+class CropAroundTumord(MapTransform, InvertibleTransform):
+    """Crops a box of fixed size around the tumor's center, as the paper does also at test time (`paper_crop`).
+
+    It needs the truth, so it exists to compare numbers only. Invertible by `Invertd` (what lies outside becomes 0).
+
+    Args:
+        keys: entries to crop, MetaTensors (C, X, Y, Z) of one common grid.
+        label_key: the mask whose bounding box gives the center.
+        size: voxels along x, y, z; -1 keeps an axis whole. A box beyond the border is moved inside.
+        allow_missing_keys: whether a missing key is passed over.
+
+    Raises:
+        ValueError: for a mask without tumor, which has no center.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, *, label_key: str, size: Sequence[int], allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.label_key = label_key
+        self.size = tuple(size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        where = torch.nonzero(torch.as_tensor(d[self.label_key])[0])
+        if len(where) == 0:
+            raise ValueError(f"{name_of(d)} has no tumor to crop around: evaluate it with the protocol full_scan.")
+        center = (where.amin(0) + where.amax(0) + 1) // 2
+        shape = d[self.label_key].shape[1:]
+        starts, ends = [], []
+        for n, c, size in zip(shape, center.tolist(), self.size, strict=True):
+            length = n if size < 0 else min(size, n)
+            start = min(max(c - length // 2, 0), n - length)
+            starts.append(start)
+            ends.append(start + length)
+        for key in self.key_iterator(d):
+            d[key] = _shared_trace(SpatialCrop(roi_start=starts, roi_end=ends)(d[key]))
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key])
+        return d
+
+
+def foreground(volume: torch.Tensor) -> torch.Tensor:
+    """Finds the head: non-zero voxels of a skull-stripped volume, otherwise those above a robust air threshold.
+
+    A volume counts as skull-stripped when more than a tenth of its voxels are exactly 0. Otherwise the threshold is a
+    tenth of the way from the minimum to the 99th percentile.
+
+    Args:
+        volume: (X, Y, Z), any units.
+
+    Returns:
+        boolean (X, Y, Z).
+    """
+    nonzero = volume != 0
+    if (~nonzero).float().mean() > SKULL_STRIPPED_ZEROS:
+        return nonzero
+    low = float(volume.min())
+    high = float(np.percentile(volume.cpu().numpy(), 99))
+    return volume > low + AIR_FRACTION * (high - low)
+
+
+class NormalizeForegroundd(MapTransform):
+    """Maps the 0.5 and 99.5 percentiles of the foreground to -1 and 1, per volume and channel, clipped.
+
+    Background becomes exactly -1, the value that padding uses too. MONAI's percentile scaling has no foreground.
+
+    Args:
+        keys: entries to normalize, (C, X, Y, Z) in any units.
+        allow_missing_keys: whether a missing key is passed over.
+
+    Raises:
+        ValueError: for NaN or infinite voxels, and for a constant (for example all-zero) channel.
+    """
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            normalized = torch.empty_like(image, dtype=torch.float32)
+            for channel in range(len(image)):
+                where = f"channel {channel} of {key} of {name_of(d)}"
+                normalized[channel] = self._normalize(torch.as_tensor(image[channel]).as_subclass(torch.Tensor), where)
+            d[key] = normalized
+        return d
+
+    @staticmethod
+    def _normalize(volume: torch.Tensor, where: str) -> torch.Tensor:
+        volume = volume.float()
+        broken = int((~torch.isfinite(volume)).sum())
+        if broken:
+            raise ValueError(f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again.")
+        inside = foreground(volume)
+        values = volume[inside].cpu().numpy()
+        low, high = np.percentile(values, PERCENTILES) if values.size else (0.0, 0.0)
+        if not high > low:
+            raise ValueError(
+                f"{where} is constant or empty (0.5 and 99.5 percentile of its foreground are {low:g} and {high:g}): "
+                "expected an MR image; check that the right file was given."
+            )
+        scaled = ((volume - float(low)) / float(high - low) * 2 - 1).clamp(-1, 1)
+        return torch.where(inside, scaled, -1.0)
+
+
+class NameByCased(MapTransform):
+    """Writes the case's id where MONAI's writers take the file name from: outputs become <case>/<case>_pred.nii.gz.
+
+    Args:
+        keys: MetaTensor entries.
+        case_key: entry with the id; without it the file's own name stays.
+    """
+
+    def __init__(self, keys: KeysCollection, *, case_key: str = "case", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.case_key = case_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.case_key in d:
+            for key in self.key_iterator(d):
+                d[key].meta["filename_or_obj"] = str(d[self.case_key])
+        return d
+
+
+class SplitPredictiond(MapTransform):
+    """Splits the inferer's channels into `pred` (y_f), `synthetic` (x_t_syn), `coarse` (y_c) and `error` (y_e).
+
+    A one-channel prediction (plain segmentors) stays `pred` alone; a fifth channel becomes `perceptor`, the mask of
+    S_p on the synthetic image. The values are left as they are.
+
+    Args:
+        keys: the prediction, (C, X, Y, Z) with C of 1, 4 or 5.
+    """
+
+    NAMES = ("pred", "synthetic", "coarse", "error", "perceptor")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            prediction = d[key]
+            if len(prediction) not in (1, 4, 5):
+                raise ValueError(f"{key} has {len(prediction)} channels: expected 1, 4 or 5, see CascadeInferer.")
+            for i, name in enumerate(self.NAMES[: len(prediction)]):
+                d[name] = prediction[i : i + 1]
+        return d
+
+
+class ToDisplayRanged(MapTransform):
+    """Maps [-1, 1] to 0 to 1000, so that a viewer shows a synthetic scan with a sensible window; says so in the header.
+
+    Args:
+        keys: entries to map, (1, X, Y, Z); NIfTI files carry "synthetic, 0 to 1000" in their `descrip` field.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = ((d[key].clamp(-1, 1) + 1) / 2 * DISPLAY_MAX).round()
+            if isinstance(d[key], MetaTensor):
+                d[key].meta["descrip"] = np.array(b"synthetic, 0 to 1000")
+        return d
+
+
+def name_of(data: Mapping[Hashable, Any]) -> str:
+    """Names a sample for an error message: its case id, else its image's file."""
+    if "case" in data:
+        return f"case {data['case']}"
+    image = data.get("image")
+    if isinstance(image, MetaTensor):
+        return Path(str(image.meta.get("filename_or_obj", "unknown"))).name
+    return "an unnamed sample"

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU machine, in stages that can be run one by one and, if interrupted, again. Results go to $OUT
+# (default out_gpu), unfinished training stays in $RUNS (default runs/gpu) and is resumed. The figures owed, with the commands,
+# are listed in README.md beside this file. No hyper-parameters here: they are in bundle/configs.
+#   bash tests/benchmarks/gpu.sh [--minutes N] STAGE...      N: minutes a stage may take, default 9
+# Stages: install test bench  pretrain_vs train_vs  pretrain_glioma train_glioma source_glioma evaluate_glioma  weights
+# Exit status 75: a stage ran into its limit; the same command takes it up where it stopped.
+# Environment: PY (python3), OUT, RUNS, GLIOMA (a prepared data folder with datalist.json), PIECE (split weights, e.g. 15m).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+PY=${PY:-python3}
+OUT=$(mkdir -p "${OUT:-out_gpu}" && cd "${OUT:-out_gpu}" && pwd)
+RUNS=$(mkdir -p "${RUNS:-runs/gpu}" && cd "${RUNS:-runs/gpu}" && pwd)
+MINUTES=9
+TRAIN="'configs/train.json'" PRETRAIN="'configs/train.json','configs/pretrain.json'" G="'configs/glioma.yaml'"
+SOURCE_ONLY="$PRETRAIN,$G,'configs/experiments/source_only.yaml'" EVALUATE="'configs/evaluate.json'"
+export PYTHONUNBUFFERED=1
+
+limited() { # limited LOG COMMAND...: run it, at most MINUTES, output also to $OUT/LOG
+  local status=0
+  timeout --signal=INT --kill-after=30 "$((MINUTES * 60))" "${@:2}" 2>&1 | tee -a "$OUT/$1" || status=$?
+  if [ "$status" = 124 ] || [ "$status" = 137 ]; then
+    echo "gpu.sh: stopped after $MINUTES minutes; run the same stage again to continue" >&2
+    exit 75
+  fi
+  return "$status"
+}
+
+bundle() { # bundle LOG ENTRY NAME DATA CONFIG OVERRIDE...: run a config with its output in $RUNS/NAME
+  (cd bundle && limited "$1.log" "$PY" -m monai.bundle run $2 --config_file "$5" --bundle_root . --dataset_dir "$4" \
+    --run_dir "$RUNS/$3" "${@:6}")
+}
+
+train() { # train NAME DATA CONFIG OVERRIDE...: resumed where it stopped, marked when complete
+  local resume=false
+  [ ! -e "$RUNS/$1/checkpoints/last.pt" ] || resume=true
+  mkdir -p "$RUNS/$1"
+  [ -e "$RUNS/$1/complete" ] || { bundle "$1" training "$@" --resume "$resume"; touch "$RUNS/$1/complete"; }
+}
+
+phantom() { # the vs phantom, made once
+  [ -e "$RUNS/phantom/datalist.json" ] || (cd bundle && "$PY" -m scripts.prepare phantom --task vs --size real \
+    --training 60 --validation 8 --testing 16 --output "$RUNS/phantom" --overwrite)
+}
+
+glioma() { # check that GLIOMA names prepared data
+  [ -e "${GLIOMA:-}/datalist.json" ] || { echo "gpu.sh: GLIOMA must name a folder with datalist.json" >&2; exit 2; }
+  GLIOMA=$(realpath "$GLIOMA")
+}
+
+weights() { # the best network so far of every run, as fp16; in pieces if PIECE is set (join them with cat)
+  "$PY" - "$RUNS" "$OUT" <<'PYTHON'
+import sys
+from pathlib import Path
+import torch
+
+runs, out = map(Path, sys.argv[1:])
+for best in sorted(runs.glob("*/checkpoints/best.pt")):
+    network = torch.load(best, map_location="cpu", weights_only=True)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in network.items()}
+    torch.save(half, out / f"{best.parts[-3]}.pt")
+PYTHON
+  [ -z "${PIECE:-}" ] || for file in "$OUT"/*.pt; do
+    split -b "$PIECE" "$file" "$file." && (cd "$OUT" && sha256sum "${file##*/}") >>"$OUT/weights.sha256" && rm "$file"
+  done
+}
+
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --minutes) MINUTES=$2; shift ;;
+    install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels monai nibabel pytorch-ignite fire pytest ;;
+    test) limited pytest.log "$PY" -m pytest -m gpu ;;
+    bench) limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda ;;
+    pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$PRETRAIN]" ;;
+    train_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN]" --perceptor_path "$RUNS/pretrain_vs/checkpoints/best.pt" ;;
+    pretrain_glioma) glioma; train "$1" "$GLIOMA" "[$PRETRAIN,$G]" ;;
+    train_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$G]" --perceptor_path "$RUNS/pretrain_glioma/checkpoints/best.pt" ;;
+    source_glioma) glioma; train "$1" "$GLIOMA" "[$SOURCE_ONLY]" ;;
+    evaluate_glioma)
+      glioma
+      bundle evaluate run train_glioma "$GLIOMA" "[$TRAIN,$G,$EVALUATE]" \
+        --perceptor_path "$RUNS/pretrain_glioma/checkpoints/best.pt"
+      bundle evaluate run source_glioma "$GLIOMA" "[$SOURCE_ONLY,$EVALUATE]"
+      (cd bundle && "$PY" -m scripts.report "$RUNS"/{train,source}_glioma --output "$OUT/glioma") ;;
+    weights) weights ;;
+    *) echo "gpu.sh: unknown stage '$1'; see the head of this file" >&2; exit 2 ;;
+  esac
+  shift
+done

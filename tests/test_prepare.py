@@ -1,0 +1,351 @@
+"""Tests of scripts.prepare: what it writes, what it leaves out, and how the command line fails.
+
+Real BraTS cases are read only where TISSNET_DATA names a folder that contains `glioma/`.
+"""
+
+import csv
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
+from scripts.prepare import main, prepare_phantoms, prepare_source, read_split
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+FIXTURE = Path(__file__).parent / "data" / "Task01_BrainTumour"
+AFFINE = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 120], [0, 0, 2, -70], [0, 0, 0, 1]])
+
+
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+
+
+def brats_case(folder: Path, case: str, labels=(0, 1, 2, 4), ending: str = ".nii.gz") -> None:
+    """A tiny BraTS case whose labels lie in the first row."""
+    rng = np.random.default_rng(0)
+    for suffix in ("_t1", "_t1ce", "_t2", "_flair"):
+        save(folder / case / f"{case}{suffix}{ending}", rng.integers(0, 900, (6, 5, 4)).astype(np.int16))
+    seg = np.zeros((6, 5, 4), np.int16)
+    seg[: len(labels), 0, 0] = labels
+    save(folder / case / f"{case}_seg{ending}", seg)
+
+
+def excluded(output: Path) -> list[tuple[str, str]]:
+    with (output / "excluded.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == ["case", "check", "found", "expected"]
+        return [(row["case"], row["check"]) for row in reader]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_fixture_is_what_its_readme_says():
+    readme = (FIXTURE.parent / "README.md").read_text()
+    for name, checksum in digest(FIXTURE).items():
+        assert f"| `Task01_BrainTumour/{name}` | {checksum} |" in readme
+
+
+@pytest.mark.parametrize(("task", "values"), [("glioma", (1, 2, 3)), ("surrogate_t2_cet1", (3,))])
+def test_msd(tmp_path, task, values):
+    counts = prepare_source("msd", FIXTURE, tmp_path / "out", task)
+    assert counts == {"training": 0, "validation": 0, "testing": 1, "excluded": 0}
+    validate_datalist(tmp_path / "out/datalist.json")
+    (entry,) = load_datalist(tmp_path / "out/datalist.json", "testing")
+    source = nib.load(FIXTURE / "imagesTr/BRATS_001.nii.gz")
+    seg = np.asarray(nib.load(FIXTURE / "labelsTr/BRATS_001.nii.gz").dataobj)
+    names = ("FLAIR", "T1", "ceT1", "T2")
+    for file in [*entry["image"], entry["target"]]:
+        written = nib.load(file)
+        channel = names.index(Path(file).name.removesuffix(".nii.gz").removeprefix("BRATS_001_"))
+        np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(source.dataobj)[..., channel])
+        assert written.get_data_dtype() == np.uint16
+        np.testing.assert_array_equal(written.affine, source.affine)
+    label = nib.load(entry["label"])
+    assert label.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(label.dataobj), np.isin(seg, values))
+    np.testing.assert_array_equal(label.affine, source.affine)
+
+
+def test_msd_layouts_agree(tmp_path):
+    """One file per channel gives the same voxels as one 4-D file."""
+    source = nib.load(FIXTURE / "imagesTr/BRATS_001.nii.gz")
+    for channel in range(4):
+        voxels = np.asarray(source.dataobj)[..., channel]
+        save(tmp_path / "flat" / f"BRATS_001_000{channel}.nii.gz", voxels, source.affine)
+    seg = np.asarray(nib.load(FIXTURE / "labelsTr/BRATS_001.nii.gz").dataobj)
+    save(tmp_path / "flat/BRATS_001_labels.nii.gz", seg, source.affine)
+    prepare_source("msd", tmp_path / "flat", tmp_path / "one", "glioma")
+    prepare_source("msd", FIXTURE, tmp_path / "two", "glioma")
+    for file in digest(tmp_path / "one"):
+        if file.endswith(".nii.gz"):
+            first, second = (nib.load(tmp_path / name / file) for name in ("one", "two"))
+            np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+            np.testing.assert_array_equal(first.affine, second.affine)
+
+
+def test_scaled_4d_keeps_stored_numbers_and_scaling(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 900, (6, 5, 4, 4)).astype(np.int16)
+    image = nib.Nifti1Image(stored, AFFINE)
+    image.header.set_slope_inter(0.5, 3)
+    (tmp_path / "in/imagesTr").mkdir(parents=True)
+    nib.save(image, tmp_path / "in/imagesTr/x.nii.gz")
+    save(tmp_path / "in/labelsTr/x.nii.gz", np.zeros((6, 5, 4), np.uint8))
+    prepare_source("msd", tmp_path / "in", tmp_path / "out", "glioma")
+    written = nib.load(tmp_path / "out/x/x_FLAIR.nii.gz")
+    assert written.get_data_dtype() == np.int16
+    np.testing.assert_array_equal(written.dataobj.get_unscaled(), stored[..., 0])
+    np.testing.assert_array_equal(np.asarray(written.dataobj), 0.5 * stored[..., 0] + 3)
+    label = nib.load(tmp_path / "out/x/x_label.nii.gz")
+    assert not np.asarray(label.dataobj).any()
+
+
+def test_brats_bytes_are_copied(tmp_path):
+    brats_case(tmp_path / "in", "BraTS2021_00001")
+    brats_case(tmp_path / "in", "BraTS20_Training_001", ending=".nii")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma")
+    for case, ending in (("BraTS2021_00001", ".nii.gz"), ("BraTS20_Training_001", ".nii")):
+        source = (tmp_path / "in" / case / f"{case}_t1ce{ending}").read_bytes()
+        written = (tmp_path / "out" / case / f"{case}_ceT1.nii.gz").read_bytes()
+        assert written == source if ending == ".nii.gz" else gzip.decompress(written) == source
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "expected"),
+    [
+        ("glioma", (0, 1, 2, 4), [0, 1, 1, 1]),
+        ("glioma", (0, 1, 2, 3), [0, 1, 1, 1]),
+        ("surrogate_t2_cet1", (0, 1, 2, 4), [0, 0, 0, 1]),
+        ("surrogate_t2_cet1", (0, 1, 2, 3), [0, 0, 0, 1]),
+        ("surrogate_t2_cet1", (0, 1, 2, 2), [0, 0, 0, 0]),
+    ],
+)
+def test_brats_labels(tmp_path, task, labels, expected):
+    brats_case(tmp_path / "in", "x", labels)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
+    validate_datalist(tmp_path / "out/datalist.json")
+    label = nib.load(tmp_path / "out/x/x_label.nii.gz")
+    assert np.asarray(label.dataobj)[:4, 0, 0].tolist() == expected
+    assert np.asarray(label.dataobj).sum() == sum(expected)
+    np.testing.assert_array_equal(label.affine, AFFINE)
+
+
+def test_unneeded_modalities_are_neither_required_nor_written(tmp_path):
+    brats_case(tmp_path / "in", "x")
+    (tmp_path / "in/x/x_flair.nii.gz").unlink()
+    (tmp_path / "in/x/x_t1.nii.gz").write_text("damaged")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1")
+    assert sorted(p.name for p in (tmp_path / "out/x").iterdir()) == ["x_T2.nii.gz", "x_ceT1.nii.gz", "x_label.nii.gz"]
+
+
+def test_excluded(tmp_path, caplog):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    for case in ("a_good", "b_both", "c_missing", "d_noseg", "e_constant", "f_nan", "g_cut", "h_shift", "i_good"):
+        brats_case(folder, case, (0, 3, 4) if case == "b_both" else (0, 1, 2, 4))
+    (folder / "c_missing/c_missing_t2.nii.gz").unlink()
+    (folder / "d_noseg/d_noseg_seg.nii.gz").unlink()
+    save(folder / "e_constant/e_constant_t1.nii.gz", np.zeros((6, 5, 4), np.int16))
+    save(folder / "f_nan/f_nan_flair.nii.gz", np.where(np.arange(120).reshape(6, 5, 4) == 7, np.nan, 1.0))
+    cut = folder / "g_cut/g_cut_t2.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:150])
+    save(folder / "h_shift/h_shift_seg.nii.gz", np.zeros((6, 5, 4), np.uint8), np.eye(4))
+    counts = prepare_source("brats", folder, output, "glioma")
+    assert sorted(excluded(output)) == [
+        ("b_both", "label values"),
+        ("c_missing", "missing file"),
+        ("d_noseg", "missing file"),
+        ("e_constant", "constant image"),
+        ("f_nan", "non-finite image"),
+        ("g_cut", "unreadable file"),
+        ("h_shift", "affine"),
+    ]
+    assert counts["excluded"] == 7
+    # Of the cases found a_good is first, i_good eighth: exclusions do not move a case to another section.
+    datalist = load_datalist(output / "datalist.json")
+    assert {name: [entry["case"] for entry in datalist[name]] for name in SECTIONS} == {
+        "training": ["i_good"],
+        "validation": [],
+        "testing": ["a_good"],
+    }
+    assert sorted(path.name for path in output.iterdir()) == ["a_good", "datalist.json", "excluded.csv", "i_good"]
+    assert "b_both left out: label values: found label: {0, 3, 4}; expected {0, 1, 2, 4} or {0, 1, 2, 3}" in caplog.text
+
+
+def test_time_points_of_a_patient_stay_together(tmp_path):
+    for patient in range(3):
+        for visit in range(2):
+            brats_case(tmp_path / "in", f"BraTS-GLI-0000{patient}-00{visit}", (0, 1, 2, 3))
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma")
+    datalist = load_datalist(tmp_path / "out/datalist.json")
+    assert {name: [entry["patient"] for entry in datalist[name]] for name in SECTIONS} == {
+        "testing": ["BraTS-GLI-00000"] * 2,
+        "validation": ["BraTS-GLI-00001"] * 2,
+        "training": ["BraTS-GLI-00002"] * 2,
+    }
+
+
+def test_split_file(tmp_path):
+    for case in "abc":
+        brats_case(tmp_path / "in", case)
+    split = tmp_path / "split.csv"
+    split.write_text("case,split\na,training\nb,testing\n")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", split=split)
+    datalist = load_datalist(tmp_path / "out/datalist.json")
+    assert [[entry["case"] for entry in datalist[name]] for name in SECTIONS] == [["a"], [], ["b"]]
+    assert excluded(tmp_path / "out") == [("c", "not in split")]
+
+
+PATIENTS = {"a": "p", "b": "p", "c": "q"}
+
+
+def test_read_split(tmp_path):
+    (tmp_path / "s.csv").write_text("\ufeffsplit,case,note\ntraining,a,\ntraining,b,x\ntesting,c,\ntesting,d,\n")
+    sections = read_split(tmp_path / "s.csv", PATIENTS, ["d"])
+    assert sections == {"a": "training", "b": "training", "c": "testing", "d": "testing"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found columns none, expected case,split"),
+        ("id,split\na,training\n", "found columns id, split, expected case,split"),
+        ("case,split\na,train\n", "line 2: found split 'train', expected one of training, validation, testing"),
+        ("case,split\na\n", "line 2: found split ''"),
+        ("case,split\na,training\na,training\n", "line 3: second row for case 'a'"),
+        ("case,split\nz,training\n", "1 cases are not in the input folder: z"),
+        ("case,split\na,training\nb,testing\n", "patient p is in training and testing"),
+    ],
+)
+def test_wrong_split_files(tmp_path, text, message):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_split(tmp_path / "s.csv", PATIENTS)
+
+
+def test_overwrite(tmp_path):
+    brats_case(tmp_path / "in", "x")
+    arguments = ("brats", tmp_path / "in", tmp_path / "out")
+    prepare_source(*arguments, "glioma")
+    with pytest.raises(ValueError, match="datalist.json exists already; name another --output or add --overwrite"):
+        prepare_source(*arguments, "glioma")
+    prepare_source(*arguments, "surrogate_t2_cet1", overwrite=True)
+    assert load_datalist(tmp_path / "out/datalist.json")["task"] == "surrogate_t2_cet1"
+
+
+def test_failure_while_writing_leaves_no_datalist_and_no_partial_file(tmp_path, monkeypatch):
+    brats_case(tmp_path / "in", "x")
+
+    def full(image, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    assert main(["brats", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 1
+    left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert left == ["x_FLAIR.nii.gz", "x_T1.nii.gz", "x_T2.nii.gz", "x_ceT1.nii.gz"]
+
+
+@pytest.mark.parametrize("task", ["vs", "glioma", "surrogate_t2_cet1"])
+def test_phantoms(tmp_path, task):
+    counts = prepare_phantoms(tmp_path, task, {"training": 2, "validation": 1, "testing": 0}, without_tumor=0.5)
+    assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
+    validate_datalist(tmp_path / "datalist.json")
+    datalist = load_datalist(tmp_path / "datalist.json")
+    labels = [entry["label"] for entry in datalist["training"] + datalist["validation"]]
+    assert [bool(np.asarray(nib.load(label).dataobj).any()) for label in labels] == [True, False, True]
+    assert excluded(tmp_path) == []
+
+
+def test_phantoms_are_reproducible(tmp_path):
+    counts = {"training": 1, "validation": 0, "testing": 1}
+    for name, seed in (("one", 5), ("two", 5), ("other", 6)):
+        prepare_phantoms(tmp_path / name, "vs", counts, seed=seed)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("fraction", "without"), [(0, []), (0.15, [6, 13, 19]), (1, list(range(20)))])
+def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
+    from scripts import prepare
+
+    drawn = []
+
+    def small(seed, *, tumor, **arguments):
+        drawn.append(tumor)
+        return original(seed, tumor=tumor, **{**arguments, "shape": (8, 8, 4)})
+
+    original = prepare.make_phantom
+    monkeypatch.setattr(prepare, "make_phantom", small)
+    prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
+    assert [index for index, tumor in enumerate(drawn) if not tumor] == without
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["brats", "--input", "none", "--output", "out"], "none: no such folder"),
+        (["brats", "--input", "in", "--output", "out"], "in: no brats case found"),
+        (["msd", "--input", "in", "--output", "out"], "in: no msd case found"),
+        (["brats", "--input", "bad", "--output", "out"], "none of the cases can be used"),
+        (["brats", "--input", "bad", "--output", "bad"], "overlaps --input"),
+        (["brats", "--input", "bad", "--output", "bad/out"], "overlaps --input"),
+        (["brats", "--input", "bad", "--output", "out", "--split", "none.csv"], "none.csv: no such split file"),
+        (["brats", "--input", "bad", "--output", "file"], "file is a file, expected a folder"),
+        (["phantom", "--output", "out", "--training", "-1"], "expected no negative number"),
+        (["phantom", "--output", "out", "--training=0", "--validation=0", "--testing=0"], "at least one case"),
+        (["phantom", "--output", "out", "--without-tumor", "2"], "--without-tumor is 2.0"),
+        (["phantom", "--output", "out", "--seed", "-3"], "--seed is -3"),
+    ],
+)
+def test_user_errors_are_one_line(tmp_path, monkeypatch, caplog, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").touch()
+    brats_case(tmp_path / "bad", "x", (0, 9))
+    assert main(arguments) == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1 and "\n" not in errors[0] and message in errors[0]
+    assert not (tmp_path / "out/datalist.json").exists()
+
+
+def test_command_line_in_its_own_process(tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "scripts.prepare", *arguments]
+        return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+
+    done = run("msd", "--input", str(FIXTURE), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0
+    assert done.stdout == f"{tmp_path / 'out/datalist.json'}: training 0, validation 0, testing 1, excluded 0\n"
+    failed = run("brats", "--input", "nowhere", "--output", str(tmp_path / "new"))
+    assert failed.returncode == 1
+    assert failed.stderr == "ERROR: nowhere: no such folder, expected the brats data set as downloaded\n"
+    assert run("brats", "--output", "x").returncode == 2
+
+
+@pytest.mark.parametrize("task", ["glioma", "surrogate_t2_cet1"])
+def test_real_brats(tmp_path, task):
+    """Three published cases with label 3 and one with label 4, compared voxel by voxel with their segmentation."""
+    root = os.environ.get("TISSNET_DATA")
+    if root is None or not (Path(root) / "glioma").is_dir():
+        pytest.skip("TISSNET_DATA does not name a folder with glioma/ (BraTS cases)")
+    cases = sorted(path for path in (Path(root) / "glioma").iterdir() if path.is_dir())
+    chosen = [case.name for case in (*cases[:3], cases[-1])]
+    for name in chosen:
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for file in (Path(root) / "glioma" / name).iterdir():
+            (tmp_path / "in" / name / file.name).symlink_to(file)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
+    validate_datalist(tmp_path / "out/datalist.json")
+    for name in chosen:
+        seg = np.asarray(nib.load(Path(root) / "glioma" / name / f"{name}_seg.nii.gz").dataobj)
+        label = np.asarray(nib.load(tmp_path / "out" / name / f"{name}_label.nii.gz").dataobj)
+        np.testing.assert_array_equal(label, seg > 0 if task == "glioma" else seg >= 3)
