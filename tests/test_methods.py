@@ -22,6 +22,7 @@ from scripts.networks.unet2d5 import UNet2d5
 TINY = (4, 4, 8, 8, 8)
 SIZE = (32, 32, 6)
 RTOL = 1e-5
+GRADIENT_RTOL, GRADIENT_ATOL = 1e-3, 1e-5  # float32 sums in another order
 GENERATOR_TERMS = {
     "l1_global",
     "l1_tumor",
@@ -54,7 +55,7 @@ REACHES = {
 
 
 class Refuses(nn.Module):
-    def forward(self, *args: object) -> Tensor:
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
         raise AssertionError("computed")
 
 
@@ -234,7 +235,7 @@ def test_without_tumor_d_t_gets_zero_gradient_but_runs() -> None:
     assert reached(method, terms_g["adversarial_tumor"] + terms_g["l1_tumor"]) == set()
     assert all(p.grad is not None for p in D_t.module.parameters())
     for name in ("coarse", "fine", "error", "perceptibility"):
-        assert G_IMAGE <= reached(method, terms_g[name]) | {"G image"}, name  # false positives are pushed down
+        assert "G encoder" in reached(method, terms_g[name]), name  # false positives are pushed down
 
 
 def test_in_a_mixed_batch_d_t_learns_from_the_tumor_alone() -> None:
@@ -248,7 +249,7 @@ def test_in_a_mixed_batch_d_t_learns_from_the_tumor_alone() -> None:
         gradients.append(torch.autograd.grad(loss, list(method.D_t.parameters())))
     assert any(bool(g.abs().max() > 0) for g in gradients[1])
     for got, want in zip(*gradients, strict=True):
-        assert torch.allclose(got, want, rtol=1e-3, atol=1e-5)  # other order of float32 sums
+        assert torch.allclose(got, want, rtol=GRADIENT_RTOL, atol=GRADIENT_ATOL)
 
 
 # the perceptor

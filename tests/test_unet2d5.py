@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import FEATURES, SpatialAttention, UNet2d5
 
@@ -68,8 +69,6 @@ def test_published_sizes() -> None:
     with torch.device("meta"):
         assert count(UNet2d5()) == 5_535_971
         assert count(TISSNet(1)) == 15_138_360  # G + S, the default
-        from scripts.networks.discriminator import PatchDiscriminator3d
-
         discriminator = count(PatchDiscriminator3d(2))
         assert discriminator == 11_053_761
         assert count(TISSNet(1, **PAPER_SIZE)) + 2 * discriminator == 126_918_076  # published: 126.96 M

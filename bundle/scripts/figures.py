@@ -243,13 +243,15 @@ def _center(shape: tuple[int, ...], masks: Mapping[str, np.ndarray]) -> tuple[in
 
 
 def _view(shape: tuple[int, ...], masks: Mapping[str, np.ndarray], voxel: np.ndarray) -> np.ndarray | None:
-    """Return the corners, in mm, of the cube to enlarge: array (3, 2), or None without a mask."""
+    """Return the corners, in mm, of the cube to enlarge: array (3, 2), or None where there is nothing to enlarge."""
     voxels = np.argwhere(np.logical_or.reduce(list(masks.values()))) if masks else np.empty((0, 3))
     if not len(voxels):
         return None
     low, high = voxels.min(axis=0) * voxel, (voxels.max(axis=0) + 1) * voxel
     extent = np.array(shape) * voxel
     side = max(float((high - low).max()) * ZOOM_FACTOR, ZOOM_SMALLEST)
+    if side >= extent.max():
+        return None
     # A volume thinner than the cube is shown whole along that axis, with the cube centered on it.
     inside = np.clip((low + high - side) / 2, 0, np.maximum(extent - side, 0))
     start = np.where(extent > side, inside, (extent - side) / 2)

@@ -59,8 +59,9 @@ class _CaseHandler:
         self._seconds = time.perf_counter() - self._begin
 
     def _cases(self, engine: Engine) -> None:
-        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.case(engine, batch, output, self._seconds / len(engine.state.batch))
+        state: Any = engine.state
+        for batch, output in zip(state.batch, state.output, strict=True):
+            self.case(engine, batch, output, self._seconds / len(state.batch))
 
 
 class EvaluationHandler(_CaseHandler):
@@ -161,7 +162,9 @@ class InferenceHandler(_CaseHandler):
         voxels = int(mask.sum())
         volume = voxels * float(np.prod(_spacing(output["pred"])))
         files = {key: _saved(output, key) for key in ("pred", "synthetic", "error")}
-        self.rows.append({"case": name, "volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}", **files})
+        self.rows.append(
+            {"case": name, "volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}", **files}
+        )
         source, spacing = read_volume(batch["files_image"][-1])
         error = read_volume(files["error"])[0] if files["error"] else None
         overlay_figure(
@@ -195,14 +198,15 @@ class PreviewHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
-        if engine.state.iteration > 1:
+        state: Any = engine.state
+        if state.iteration > 1:
             return
-        batch, output = engine.state.batch[0], engine.state.output[0]
+        batch, output = state.batch[0], state.output[0]
         truth, mask = _array(batch["label"]) > THRESHOLD, _array(output["pred"]) > THRESHOLD
         spacing = _spacing(batch["image"])
         dice = segmentation_metrics(mask, truth, spacing=spacing)["dice"]
         case_figure(
-            self.output_dir / f"epoch_{engine.state.epoch:04d}.png",
+            self.output_dir / f"epoch_{state.epoch:04d}.png",
             source=_array(batch["image"], -1),
             synthetic=_array(output["synthetic"]) if "synthetic" in output else None,
             target=_array(batch["target"]),
@@ -210,7 +214,7 @@ class PreviewHandler:
             prediction=mask,
             error=_array(output["error"]) if "error" in output else None,
             spacing=spacing,
-            title=f"{batch['case']}, epoch {engine.state.epoch}: Dice {dice:.3f}",
+            title=f"{batch['case']}, epoch {state.epoch}: Dice {dice:.3f}",
         )
 
 

@@ -159,9 +159,7 @@ class TumorSynthesisLoss(nn.Module):
             terms["adversarial_tumor"] = self.adversarial * lsgan_loss(fake, real=True, weight=weight)
         return terms
 
-    def discriminator(
-        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module
-    ) -> dict[str, Tensor]:
+    def discriminator(self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module) -> dict[str, Tensor]:
         """Eq. 3 on the masked images; no gradient reaches x_t_syn. D_t runs also where no sample has tumor."""
         if not self.adversarial:
             return {}

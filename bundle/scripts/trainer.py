@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents, Trainer
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,12 +20,22 @@ logger = logging.getLogger(__name__)
 TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
 
 
+class Method(Protocol):
+    """What the trainer asks of a method; every method is also a `torch.nn.Module`. See `methods/`."""
+
+    def generator_parameters(self) -> list[nn.Parameter]: ...
+    def discriminator_parameters(self) -> list[nn.Parameter]: ...
+    def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def logits(self, outputs: Mapping[str, Tensor]) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 class MethodTrainer(Trainer):
     """Trains a method: one forward pass, a step of the generators, a step of the discriminators on the same fakes.
 
-    A method is a module with `generator_parameters()`, `discriminator_parameters()`, `forward(batch)`,
-    `generator_losses(batch, outputs)`, `discriminator_losses(batch, outputs)` and `logits(outputs)`; the losses are
-    dicts of named, weighted scalars. See `methods/`.
+    The losses of a `Method` are dicts of named, weighted scalars; their sum is stepped.
 
     Args:
         device: where to train.
@@ -52,11 +62,11 @@ class MethodTrainer(Trainer):
         device: str | torch.device,
         max_epochs: int,
         train_data_loader: Iterable,
-        method: nn.Module,
+        method: Method,
         optimizer_g: Optimizer,
         optimizer_d: Optimizer | None = None,
         *,
-        inferer: Inferer | None = None,
+        inferer: Callable | None = None,
         amp: bool = False,
         accumulation_steps: int = 1,
         epoch_length: int | None = None,
@@ -82,7 +92,7 @@ class MethodTrainer(Trainer):
         self.method = method
         self.optimizer_g = optimizer_g
         self.optimizer_d = optimizer_d
-        self.inferer = inferer or SimpleInferer()
+        self.inferer: Callable = inferer or SimpleInferer()
         self.bfloat16 = amp
         self.accumulation_steps = accumulation_steps
 
@@ -172,11 +182,12 @@ def _grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 def _drop_zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Lets a discriminator that judged nothing (D_t, no tumor) make no step, where Adam's momentum would move it."""
-    with_grad = [p for p in parameters if p.grad is not None]
-    largest = torch.stack([p.grad.abs().max() for p in with_grad]).tolist() if with_grad else []
-    for parameter, value in zip(with_grad, largest, strict=True):
-        if value == 0:
-            parameter.grad = None
+    learning = [(p, p.grad) for p in parameters if p.grad is not None]
+    if learning:
+        largest = torch.stack([grad.abs().max() for _, grad in learning]).tolist()
+        for (parameter, _), value in zip(learning, largest, strict=True):
+            if value == 0:
+                parameter.grad = None
 
 
 def scalars(output: Any) -> dict[str, float]:
@@ -217,7 +228,7 @@ def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module
         return None
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no perceptor S_p at {path}, and the weight of the perceptibility loss is {weight:g}. Train it first, with "
+            f"no perceptor S_p at {path}, and the weight of the perceptibility loss is {weight:g}. Train it first, on "
             "the same task and data: python -m monai.bundle run training --config_file "
             "\"['configs/train.json','configs/pretrain.json']\" (further override files behind), or set "
             "--weights#perceptibility 0, or point --perceptor_path to a trained one."
@@ -227,8 +238,6 @@ def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the weights of the configured perceptor: {error}") from error
     return network.requires_grad_(False).eval()
-
-
 
 
 def log_epoch(engine: Engine) -> None:

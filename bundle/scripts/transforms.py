@@ -24,7 +24,7 @@ ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much ab
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
 
 
-def _shared_trace(image: MetaTensor) -> MetaTensor:
+def _shared_trace(image: Any) -> MetaTensor:
     """Lets any instance of the traced transform's class invert the newest operation, not only the one that did it."""
     image.applied_operations[-1][TraceKeys.ID] = TraceKeys.NONE
     return image
@@ -182,7 +182,9 @@ class NormalizeForegroundd(MapTransform):
         volume = volume.float()
         broken = int((~torch.isfinite(volume)).sum())
         if broken:
-            raise ValueError(f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again.")
+            raise ValueError(
+                f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again."
+            )
         inside = foreground(volume)
         values = volume[inside].cpu().numpy()
         low, high = np.percentile(values, PERCENTILES) if values.size else (0.0, 0.0)

@@ -69,9 +69,7 @@ class TISSNetMethod(nn.Module):
         self.D_g = D_g
         self.D_t = D_t
         self.global_synthesis = GlobalSynthesisLoss(l1=w["l1_global"], adversarial=w["adversarial_global"])
-        self.tumor_synthesis = TumorSynthesisLoss(
-            l1=w["l1_tumor"], adversarial=w["adversarial_tumor"], margin=margin
-        )
+        self.tumor_synthesis = TumorSynthesisLoss(l1=w["l1_tumor"], adversarial=w["adversarial_tumor"], margin=margin)
         self.perceptibility = PerceptibilityLoss(S_p, weight=w["perceptibility"])
         self.coarse = CoarseLoss(weight=w["coarse"], cross_entropy=cross_entropy)
         self.segmentor = SegmentorLoss(
@@ -94,9 +92,7 @@ class TISSNetMethod(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs the cascade once; the outputs serve both steps."""
-        return self.cascade(
-            batch["image"], segmentor=self.segmentor.needs_segmentor, error=self.segmentor.needs_error
-        )
+        return self.cascade(batch["image"], segmentor=self.segmentor.needs_segmentor, error=self.segmentor.needs_error)
 
     def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Computes the weighted terms of eq. 10."""

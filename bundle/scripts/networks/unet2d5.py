@@ -37,7 +37,13 @@ class SpatialAttention(nn.Module):
 
 
 def _block(
-    in_channels: int, out_channels: int, *, kernel_size: Sequence[int], dropout: float, norm: str | tuple, attention: bool
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: Sequence[int],
+    dropout: float,
+    norm: str | tuple,
+    attention: bool,
 ) -> nn.Sequential:
     """2 x (convolution, norm, PReLU) with dropout between, and spatial attention where asked for."""
     first = Convolution(
@@ -54,7 +60,13 @@ def _upsample(in_channels: int, out_channels: int, *, mode: str, planar: bool) -
     scale = (2, 2, 1 if planar else 2)
     if mode == "linear":
         return UpSample(
-            3, in_channels, out_channels, scale_factor=scale, mode="nontrainable", interp_mode="linear", align_corners=False
+            3,
+            in_channels,
+            out_channels,
+            scale_factor=scale,
+            mode="nontrainable",
+            interp_mode="linear",
+            align_corners=False,
         )
     kernel = scale if mode == "deconv2" else (4, 4, 1 if planar else 4)
     return UpSample(3, in_channels, out_channels, scale_factor=scale, kernel_size=kernel, mode="deconv")
@@ -127,6 +139,8 @@ class UNet2d5(nn.Module):
 
     Source: Wu et al., Neurocomputing 544 (2023) 126295, section 3.1; Wang et al., MICCAI 2019 (the 2.5D U-Net).
     """
+
+    background: Tensor
 
     def __init__(
         self,

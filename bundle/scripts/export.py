@@ -1,0 +1,68 @@
+"""Turns a run's best checkpoint into the weights that are shipped: a float16 state dict. Other formats are exported by MONAI.
+
+    python -m scripts.export --run runs/vs_tissnet --output models/model.pt
+
+Training, evaluation and packing a release do not go here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def export(run: Path, output: Path) -> int:
+    """Writes the run's best weights in half precision, in one step; returns the file's size in bytes.
+
+    Args:
+        run: folder of a run, with checkpoints/best.pt, a network's state dict.
+        output: the file to write; missing folders are made.
+
+    Raises:
+        FileNotFoundError: the run has no best checkpoint.
+        ValueError: the checkpoint is not a plain state dict, or holds NaN or infinite weights (also after rounding).
+    """
+    source = run / "checkpoints" / "best.pt"
+    if not source.is_file():
+        raise FileNotFoundError(f"no {source}: expected the run of a finished training, which validated at least once.")
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{source} is not a network's state dict: expected best.pt, not last.pt.")
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    broken = [name for name, value in half.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(
+            f"{source} has NaN or infinite weights in {broken[:3]}: the training diverged; do not ship it."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    torch.save(half, partial)
+    os.replace(partial, output)
+    return output.stat().st_size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        size = export(args.run, args.output)
+    except (FileNotFoundError, ValueError) as error:
+        logger.error("%s", error)
+        return 1
+    logger.info("%s: %.1f MB", args.output, size / 1e6)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
