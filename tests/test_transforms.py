@@ -142,7 +142,6 @@ def test_oriented_content_is_where_its_affine_says(codes: str, spacing: dict[str
     assert np.array_equal(d["label"][0].numpy(), ball)
 
 
-@pytest.mark.xfail(strict=True, reason="working_axcodes and MONAI's Orientation disagree beyond 45 degrees")
 def test_the_coarsest_axis_comes_last_under_any_rotation() -> None:
     """Far beyond what a scanner's oblique slices reach, the axis's name is a convention; that it comes last is not."""
     wrong = []

@@ -1,4 +1,4 @@
-"""Turns a run's best checkpoint into the weights that are shipped: a float16 state dict. Other formats are exported by MONAI.
+"""Turns a run's best checkpoint into the weights that are shipped, a float16 state dict. MONAI exports other formats.
 
     python -m scripts.export --run runs/vs_tissnet --output models/model.pt
 

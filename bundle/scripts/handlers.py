@@ -1,4 +1,4 @@
-"""Ignite handlers: what people read of a run. Previews while training, per_case.csv of an evaluation, inference's report.
+"""Ignite handlers: what people read of a run. Previews, per_case.csv of an evaluation, inference's report.
 
 Handlers observe and write; nothing here changes a prediction, computes a loss, or draws by itself (`figures.py`).
 """

@@ -24,7 +24,7 @@ def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> T
     Args:
         logits: (B, 1, ...), the discriminator's raw output.
         real: whether 1 or 0 is aimed at.
-        weight: (B,), how much each sample counts; the mean is taken over their sum (0 where all are 0).
+        weight: (B,) in {0, 1}, which samples count; the mean is taken over those (0 where none does).
     """
     distance = (logits.float() - float(real)) ** 2
     if weight is None:
@@ -33,7 +33,7 @@ def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> T
 
 
 def mean_over_samples(values: Tensor, weight: Tensor) -> Tensor:
-    """Computes sum_b weight_b mean(values_b) / sum_b weight_b; 0, with zero gradients, where all weights are 0."""
+    """Computes the mean of values (B, ...) over samples with weight 1 (not 0); 0, with zero gradients, without any."""
     per_sample = values.flatten(1).mean(1)
     return (per_sample * weight).sum() / weight.sum().clamp(min=1.0)
 

@@ -16,6 +16,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Orientation, SpatialCrop
 from monai.utils import TraceKeys
+from nibabel.orientations import io_orientation
 
 PERCENTILES = (0.5, 99.5)
 SKULL_STRIPPED_ZEROS = 0.1  # a volume with more than this fraction of exact zeros is taken as skull-stripped
@@ -46,7 +47,7 @@ def working_axcodes(affine: np.ndarray) -> str:
     coarsest, runner_up = np.sort(spacing)[::-1][:2]
     if coarsest < runner_up * ISOTROPIC_TOLERANCE:
         return "RAS"
-    world = int(np.argmax(np.abs(columns[:, int(np.argmax(spacing))])))
+    world = int(io_orientation(affine)[int(np.argmax(spacing)), 0])  # as MONAI's Orientation names it
     return ("ASR", "RSA", "RAS")[world]
 
 
@@ -244,7 +245,8 @@ class ToDisplayRanged(MapTransform):
     """Maps [-1, 1] to 0 to 1000, so that a viewer shows a synthetic scan with a sensible window; says so in the header.
 
     Args:
-        keys: entries to map, (1, X, Y, Z); NIfTI files carry "synthetic, 0 to 1000" in their `descrip` field.
+        keys: entries to map, (1, X, Y, Z); files written by `SourceHeaderWriter` carry "synthetic, 0 to 1000" in
+            their `descrip` field (MONAI's own writer drops it).
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,0 +1,150 @@
+"""Data and helpers that several test modules share: tiny prepared folders, and workflows run in this process.
+
+Only what at least two modules use goes here. No tests, no constants of one module, and nothing that writes outside
+pytest's temporary folders.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow, create_workflow
+
+from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
+from scripts.data.phantom import make_phantom
+from scripts.prepare import prepare_source
+
+TESTS = Path(__file__).parent
+BUNDLE_ROOT = TESTS.parent / "bundle"
+CONFIGS = BUNDLE_ROOT / "configs"
+FIXTURE = TESTS / "data" / "Task01_BrainTumour"
+
+# Voxels, mm, and the tumor's diameter in mm; the grids are as small as the debug patches allow.
+PHANTOMS = {
+    "vs": ((48, 48, 12), (0.41, 0.41, 1.5), 8.0),
+    "glioma": ((40, 44, 36), (4.0, 4.0, 4.0), 60.0),
+    "surrogate_t2_cet1": ((40, 44, 36), (4.0, 4.0, 4.0), 60.0),
+}
+SECTION_OF = ("training",) * 4 + ("validation",) * 2 + ("testing",) * 2
+WITHOUT_TUMOR = len(SECTION_OF) - 1
+
+
+@pytest.fixture(scope="session")
+def bundle_root() -> Path:
+    """The bundle's folder."""
+    return BUNDLE_ROOT
+
+
+@pytest.fixture(scope="session")
+def make_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes a fresh folder of tiny phantoms: 4 for training, 2 for validation, 2 for testing, the last without tumor."""
+
+    def make(task: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"data_{task}")
+        shape, spacing, diameter = PHANTOMS[task]
+        sections: dict[str, list[dict[str, Any]]] = {}
+        for index, section in enumerate(SECTION_OF):
+            case = f"phantom_{task}_{index:04d}"
+            tumor = index != WITHOUT_TUMOR
+            phantom = make_phantom(index, task=task, shape=shape, spacing=spacing, tumor=tumor, diameter=diameter)
+            (folder / case).mkdir()
+            for name in TASKS[task].modalities:
+                voxels = np.rint(phantom.images[name]).astype(np.int16)
+                nib.save(nib.Nifti1Image(voxels, phantom.affine), folder / prepared_path(case, name))
+            nib.save(nib.Nifti1Image(phantom.label, phantom.affine), folder / prepared_path(case, "label"))
+            sections.setdefault(section, []).append(datalist_entry(case, case, task))
+        write_datalist(folder / "datalist.json", task, sections)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vs_data(make_data: Callable[[str], Path]) -> Path:
+    """Phantoms of the vs task; not to be changed by a test."""
+    return make_data("vs")
+
+
+@pytest.fixture(scope="session")
+def glioma_data(make_data: Callable[[str], Path]) -> Path:
+    """Phantoms of the glioma task; not to be changed by a test."""
+    return make_data("glioma")
+
+
+@pytest.fixture(scope="session")
+def surrogate_data(make_data: Callable[[str], Path]) -> Path:
+    """Phantoms of the surrogate task; not to be changed by a test."""
+    return make_data("surrogate_t2_cet1")
+
+
+@pytest.fixture(scope="session")
+def real_mri(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Prepares the committed patient for a task, once; its only case is in the testing section."""
+    made: dict[str, Path] = {}
+
+    def prepared(task: str) -> Path:
+        if task not in made:
+            made[task] = tmp_path_factory.mktemp(f"real_{task}")
+            prepare_source("msd", FIXTURE, made[task], task)
+        return made[task]
+
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def open_workflow() -> Callable[..., ConfigWorkflow]:
+    """Reads configs (named below bundle/configs), as `python -m monai.bundle run` does, without running them.
+
+    Every path is absolute, so that the working directory does not matter; logging is left as pytest has it.
+    """
+
+    def open_configs(
+        files: Sequence[str], overrides: Mapping[str, Any] | None = None, *, kind: str = "train", **options: Any
+    ) -> ConfigWorkflow:
+        return create_workflow(
+            config_file=[str(CONFIGS / name) for name in files],
+            workflow_type=kind,
+            logging_file=False,
+            **options,
+            **{"bundle_root": str(BUNDLE_ROOT), "num_workers": 0, **(overrides or {})},
+        )
+
+    return open_configs
+
+
+@pytest.fixture(scope="session")
+def run_workflow(open_workflow: Callable[..., ConfigWorkflow]) -> Callable[..., ConfigWorkflow]:
+    """Opens configs as `open_workflow` does, initializes, runs and finalizes them."""
+
+    def run(files: Sequence[str], overrides: Mapping[str, Any] | None = None, **options: Any) -> ConfigWorkflow:
+        workflow = open_workflow(files, overrides, **options)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+        return workflow
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def message_of() -> Callable[[BaseException], str]:
+    """The message of an error's first cause: monai.bundle raises "Failed to instantiate ..." from what really happened."""
+
+    def first_cause(error: BaseException) -> str:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return str(error)
+
+    return first_cause
+
+
+@pytest.fixture(autouse=True)
+def _quiet_libraries() -> None:
+    """Keeps the drawing library's search for fonts out of the captured logs."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)

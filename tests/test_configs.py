@@ -1,0 +1,398 @@
+"""Tests of bundle/configs: every file reads, resolves and instantiates, and says the same as its neighbors and the code.
+
+Nothing is trained or evaluated here (test_workflows.py), and the model zoo's own checks are in test_zoo.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
+from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
+from scripts.networks.discriminator import PatchDiscriminator3d
+from scripts.networks.tissnet import TISSNet
+from scripts.networks.unet2d5 import FEATURES, UNet2d5
+from scripts.trainer import two_phase_schedule
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "bundle" / "configs"
+JSONS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.json"))
+YAMLS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+METADATA = "metadata.json"
+DEBUG = "debug.yaml"
+
+# G, S, D_g and D_t of paper_size.yaml, in METHOD's reading of the published 126.96 M.
+PAPER_SIZE_PARAMETERS = 126_918_076
+
+# The paper's values, and ours where it is silent; typed again here so that a slip in a config is seen.
+PAPER = {
+    "epochs": 250,
+    "batch_size": 2,
+    "learning_rate": 1e-4,
+    "patch_size": [128, 128, 16],
+    "pixdim": [0.41, 0.41, 1.5],
+    "features": [16, 32, 64, 128, 256],
+    "discriminator_features": 64,
+    "cross_entropy": 0.0,
+    "optimizer_g#betas": [0.5, 0.999],
+    "optimizer_d#betas": [0.5, 0.999],
+}
+PAPER_WEIGHTS = {
+    "l1_global": 50.0,
+    "l1_tumor": 200.0,
+    "adversarial_global": 1.0,
+    "adversarial_tumor": 1.0,
+    "perceptibility": 25.0,
+    "coarse": 1.0,
+    "segmentor": 25.0,
+    "fine": 1.0,
+    "error": 1.0,
+    "consistency": 1.0,
+}
+SCHEDULE_CONSTANT = 0.4
+PLATEAU = {"mode": "max", "factor": 0.5, "patience": 30}
+
+# MONAI's transforms and classes take some of their numbers as text on purpose; so do our names.
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A config file as MONAI reads it."""
+    return ConfigParser.load_config_file(str(CONFIGS / name))
+
+
+def commands(name: str) -> list[list[str]]:
+    """The command lines in the header of a YAML file or in the `_desc_` of a JSON file, split into words."""
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        found = re.findall(r"python -m .*?(?=\. |: |\.$)", json.loads(text).get("_desc_", "") + " ")
+        return [shlex.split(line.strip()) for line in found]
+    header = text[: re.search(r"^[^#\n]", text, re.M).start()]  # type: ignore[union-attr]
+    return [shlex.split(line) for line in re.findall(r"^#\s+(python -m .*)$", header, re.M)]
+
+
+def config_files(command: list[str]) -> list[str]:
+    """The files of a command's --config_file, as written."""
+    value = command[command.index("--config_file") + 1]
+    return ast.literal_eval(value) if value.startswith("[") else [value]
+
+
+def stacks(name: str) -> list[tuple[str, list[str]]]:
+    """(entry, config files below configs/) of every `monai.bundle run` in a file's own header."""
+    return [
+        (command[4] if not command[4].startswith("-") else "run", [f.removeprefix("configs/") for f in files])
+        for command in commands(name)
+        if command[2] == "monai.bundle"
+        for files in [config_files(command)]
+    ]
+
+
+def overrides_of(name: str) -> dict[str, Any]:
+    """A YAML file's content."""
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8")) or {}
+
+
+def scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a config with its id."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from scalars(item, f"{path}#{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from scalars(item, f"{path}#{index}")
+    else:
+        yield path.lstrip("#"), value
+
+
+def without_descriptions(value: Any) -> Any:
+    """A config without its comments."""
+    if isinstance(value, dict):
+        return {key: without_descriptions(item) for key, item in value.items() if key != "_desc_"}
+    return [without_descriptions(item) for item in value] if isinstance(value, list) else value
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    """The default values of a callable's arguments."""
+    signature = inspect.signature(function)
+    return {n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
+
+
+# Every documented stack of files, and train.json, evaluate.json and inference.json behind every YAML that fits.
+DOCUMENTED = sorted({(entry, tuple(files)) for name in JSONS + YAMLS for entry, files in stacks(name)})
+
+
+def test_every_file_is_in_a_documented_stack() -> None:
+    known = {name for _, files in DOCUMENTED for name in files}
+    assert known == {*JSONS, *YAMLS} - {METADATA}
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_a_yaml_starts_with_its_own_command(name: str) -> None:
+    found = commands(name)
+    assert found, f"{name} has no `#   python -m ...` line above its first key"
+    assert any(name in files for _, files in stacks(name)), f"no command of {name} names {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in JSONS if name != METADATA])
+def test_a_json_starts_with_its_own_command(name: str) -> None:
+    assert next(iter(read(name))) == "_desc_"
+    assert any(name in files for _, files in stacks(name)), f"no command of {name} names {name}"
+
+
+@pytest.mark.parametrize("name", JSONS + YAMLS)
+def test_commands_name_existing_files_in_the_documented_order(name: str) -> None:
+    for command in commands(name):
+        assert command[0:2] == ["python", "-m"]
+        if command[2].startswith("scripts."):
+            assert (ROOT / "bundle" / command[2].replace(".", "/")).with_suffix(".py").is_file()
+            continue
+        assert command[2:4] == ["monai.bundle", "run"]
+        files = config_files(command)
+        for file in files:
+            assert (ROOT / "bundle" / file).is_file(), f"{name}: no {file}"
+        assert files[0] in ("configs/train.json", "configs/inference.json")
+        assert not any(file.endswith(".json") for file in files if files.index(file) > 1), "JSON before the overrides"
+
+
+@pytest.mark.parametrize("name", JSONS + YAMLS)
+def test_no_number_is_text(name: str) -> None:
+    """`2e-4` is text in YAML, and an optimizer then fails far from here."""
+    for path, value in scalars(read(name)):
+        if isinstance(value, str) and not (name == METADATA):
+            assert not NUMBER.fullmatch(value), f"{name}: {path} is the text {value!r}; write a number, as in 2.0e-4"
+
+
+def test_text_that_is_a_number_is_found() -> None:
+    """What the test above looks for is what YAML makes of 2e-4."""
+    assert NUMBER.fullmatch(yaml.safe_load("x: 2e-4")["x"])
+    assert isinstance(yaml.safe_load("x: 2.0e-4")["x"], float)
+
+
+@pytest.mark.parametrize("name", YAMLS + ["pretrain.json", "evaluate.json"])
+def test_overrides_change_only_what_the_base_has(name: str) -> None:
+    """A misspelled key is accepted in silence by MONAI, and the run goes on with the base's value."""
+    introduced = {
+        "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"},
+        "pretrain.json": set(),
+    }
+    base = ConfigParser(read("train.json"))
+    for key in read(name):
+        if key == "_desc_" or key in introduced.get(name, ()):
+            continue
+        top, *nested = key.removeprefix("+").split("#")
+        assert top in base, f"{name}: {key}, but train.json has no {top}"
+        # Below `_target_` a key is an argument, and instantiation refuses a wrong one; elsewhere it must exist.
+        parent = "#".join([top, *nested[:-1]])
+        if nested and "_target_" not in base[parent]:
+            assert key in base, f"{name}: {key} is not in train.json"
+
+
+@pytest.mark.parametrize("name", [name for name in YAMLS if name != DEBUG])
+def test_an_override_says_nothing_that_the_base_says_already(name: str) -> None:
+    base = read("train.json")
+    for key, value in overrides_of(name).items():
+        assert base.get(key, None) != value or key not in base, f"{name}: {key} is {value!r} in train.json too"
+
+
+def test_train_has_the_papers_values() -> None:
+    train = ConfigParser(read("train.json"))
+    assert {key: train[key] for key in PAPER} == PAPER
+    assert train["weights"] == PAPER_WEIGHTS
+
+
+def test_python_defaults_are_those_of_train_json() -> None:
+    train = ConfigParser(read("train.json"))
+    assert WEIGHTS == train["weights"] == PAPER_WEIGHTS
+    assert list(FEATURES) == train["features"] == list(defaults(UNet2d5.__init__)["features"])
+    assert defaults(TISSNet.__init__)["in_channels"] == train["source_channels"]
+    assert defaults(UNet2d5.__init__)["in_channels"] == train["perceptor_def#in_channels"]
+    discriminator = defaults(PatchDiscriminator3d.__init__)
+    assert discriminator["features"] == train["discriminator_features"]
+    assert discriminator["in_channels"] == train["source_channels"] + 1
+    assert defaults(TISSNetMethod.__init__)["cross_entropy"] == train["cross_entropy"]
+    assert defaults(two_phase_schedule)["constant"] == SCHEDULE_CONSTANT
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [
+        (GlobalSynthesisLoss, {"l1": "l1_global", "adversarial": "adversarial_global"}),
+        (TumorSynthesisLoss, {"l1": "l1_tumor", "adversarial": "adversarial_tumor"}),
+        (PerceptibilityLoss, {"weight": "perceptibility"}),
+        (SegmentorLoss, {"segmentor": "segmentor", "fine": "fine", "error": "error", "consistency": "consistency"}),
+    ],
+)
+def test_loss_defaults_are_the_papers_weights(loss: Callable, names: dict[str, str]) -> None:
+    found = defaults(loss.__init__)  # type: ignore[misc]
+    assert {name: found[name] for name in names} == {name: PAPER_WEIGHTS[weight] for name, weight in names.items()}
+
+
+def test_pretraining_has_the_papers_schedule() -> None:
+    pretrain = read("pretrain.json")
+    assert {key: pretrain["scheduler_g"][key] for key in PLATEAU} == PLATEAU
+    assert pretrain["network_def"] == read("train.json")["perceptor_def"], "S_p is trained as it is loaded"
+
+
+def test_train_and_inference_share_network_and_preprocessing() -> None:
+    train, inference = (without_descriptions(read(name)) for name in ("train.json", "inference.json"))
+    shared = ("network_def", "network", "pixdim", "patch_size", "overlap", "source_channels", "features", "task", "amp")
+    for key in shared:
+        assert train[key] == inference[key], key
+    assert train["validate"]["inferer"] == inference["inferer"]
+
+    def on_image_alone(transforms: list[dict]) -> list[dict]:
+        """Transforms of several keys, as they treat `image`."""
+        reduced = []
+        for transform in transforms:
+            index = transform["keys"].index("image")
+            of_image = {k: v[index] if k == "mode" and isinstance(v, list) else v for k, v in transform.items()}
+            reduced.append(of_image | {"keys": "image"})
+        return reduced
+
+    own = [t for t in inference["preprocessing"]["transforms"] if t["_target_"] not in ("DeleteItemsd", "CopyItemsd")]
+    assert own == on_image_alone(train["train"]["deterministic_transforms"])
+
+
+def open_documented(
+    open_workflow: Callable[..., ConfigWorkflow], data: dict[str, Path], folder: Path, files: list[str]
+) -> ConfigWorkflow:
+    """A stack of files on phantoms, with small networks behind it, and untrained weights where some are asked for."""
+    infer = files[0] == "inference.json"
+    content = ConfigParser.load_config_files([str(CONFIGS / name) for name in files])
+    task = content["task"]
+    weights = folder / "perceptor.pt"
+    small = overrides_of(DEBUG)["features"]
+    torch.save(UNet2d5(1, features=small).state_dict(), weights)
+    overrides: dict[str, Any] = {
+        "dataset_dir": str(data[task]),
+        "output_dir" if infer else "run_dir": str(folder / "out"),
+        "device": "$torch.device('cpu')",
+    }
+    if not infer:
+        overrides |= {"perceptor_path": str(weights), "cache_rate": 0.0}
+    return open_workflow([*files, DEBUG], overrides, kind="infer" if infer else "train")
+
+
+@pytest.fixture(scope="module")
+def data(vs_data: Path, glioma_data: Path, surrogate_data: Path) -> dict[str, Path]:
+    """Phantoms by task."""
+    return {"vs": vs_data, "glioma": glioma_data, "surrogate_t2_cet1": surrogate_data}
+
+
+INFERENCE_STACKS = [
+    ("run", ("inference.json", *files))
+    for files in (("glioma.yaml",), ("surrogate_t2_cet1.yaml",), ("paper_size.yaml",), ("experiments/phantom_demo.yaml",))
+]
+EVALUATION_STACKS = sorted(
+    {
+        ("evaluating", ("train.json", "evaluate.json", *files[1:]))
+        for _, files in DOCUMENTED
+        if files[0] == "train.json" and "evaluate.json" not in files
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "files"),
+    sorted({*DOCUMENTED, *INFERENCE_STACKS, *EVALUATION_STACKS}),
+    ids=lambda value: value if isinstance(value, str) else "+".join(Path(name).stem for name in value),
+)
+def test_every_stack_instantiates(
+    entry: str,
+    files: tuple[str, ...],
+    open_workflow: Callable[..., ConfigWorkflow],
+    data: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    workflow = open_documented(open_workflow, data, tmp_path, list(files))
+    workflow.initialize()
+    assert entry in workflow.parser
+    if files[0] == "inference.json":
+        assert len(workflow.parser.get_parsed_content("dataset")) > 0
+        assert workflow.check_properties() == []
+        workflow.parser.get_parsed_content("evaluator")
+        return
+    assert workflow.check_properties() == []
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    assert len(trainer.method.generator_parameters()) > 0
+    channels = len(data_sources(workflow))
+    assert workflow.parser.get_parsed_content("source_channels") == channels
+    if "evaluate.json" in files:
+        evaluator = workflow.parser.get_parsed_content("evaluate#evaluator")
+        assert evaluator.inferer is workflow.parser.get_parsed_content("validate#inferer")
+
+
+def data_sources(workflow: ConfigWorkflow) -> list[str]:
+    """The source files of the first training case."""
+    return workflow.parser.get_parsed_content("train#dataset#data")[0]["image"]
+
+
+def test_canonical_ids_are_all_there(open_workflow: Callable[..., ConfigWorkflow], data: dict, tmp_path: Path) -> None:
+    """Also the optional ones: check_properties only reports what is required."""
+    train = open_documented(open_workflow, data, tmp_path, ["train.json"])
+    train.initialize()
+    infer = open_documented(open_workflow, data, tmp_path, ["inference.json"])
+    infer.initialize()
+    for workflow in (train, infer):
+        assert workflow.check_properties() == []
+    for name in ("train_handlers", "train_preprocessing", "train_dataset_data", "val_evaluator", "val_handlers"):
+        assert getattr(train, name) is not None, name
+    for name in ("preprocessing", "postprocessing", "handlers", "inferer", "dataset_data", "network_def"):
+        assert getattr(infer, name) is not None, name
+
+
+def test_check_properties_can_fail(open_workflow: Callable[..., ConfigWorkflow], vs_data: Path) -> None:
+    workflow = open_workflow(["inference.json"], {"dataset_dir": str(vs_data)}, kind="infer")
+    del workflow.parser.config["network_def"]
+    workflow.parser.config["network"] = None
+    workflow.parser.config["evaluator"] = None
+    workflow.initialize()
+    assert workflow.check_properties() == ["network_def"]
+
+
+def test_paper_size_has_the_published_number_of_parameters(open_workflow: Callable[..., ConfigWorkflow]) -> None:
+    workflow = open_workflow(["train.json", "paper_size.yaml"])
+    networks = [workflow.parser.get_parsed_content(name) for name in ("network_def", "D_g", "D_t")]
+    assert networks[1] is not networks[2]
+    assert sum(p.numel() for network in networks for p in network.parameters()) == PAPER_SIZE_PARAMETERS
+
+
+def test_the_two_discriminators_are_two(open_workflow: Callable[..., ConfigWorkflow]) -> None:
+    workflow = open_workflow(["train.json", DEBUG])
+    assert workflow.parser.get_parsed_content("D_g") is not workflow.parser.get_parsed_content("D_t")
+
+
+def test_metadata_names_the_pinned_versions() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    metadata = read(METADATA)
+    assert metadata["monai_version"] == pins["monai"]
+    assert metadata["pytorch_version"] == pins["torch"]
+    assert metadata["numpy_version"] == pins["numpy"]
+    assert metadata["supported_apps"] == {"monai-label": pins["monailabel"]}
+    stated = metadata["required_packages_version"]
+    assert stated == {name: pins[name] for name in stated}
+    assert {"nibabel", "pytorch-ignite"} <= set(stated)
+
+
+def test_metadata_names_its_version_in_the_changelogs() -> None:
+    metadata = read(METADATA)
+    assert metadata["version"] in metadata["changelog"]
+    assert f"## [{metadata['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_metadata_holds_no_path_and_no_hyperparameter() -> None:
+    own = set(read("train.json")) & set(read(METADATA)) - {"task"}
+    assert own == set()

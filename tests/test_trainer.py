@@ -1,0 +1,439 @@
+"""Tests of scripts.trainer: what a step changes and what it leaves alone, accumulation, NaN, bf16, resume, schedule, S_p.
+
+The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, whole runs by config in
+test_workflows.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import IterationEvents
+from monai.handlers import CheckpointLoader, CheckpointSaver, LrScheduleHandler
+from monai.transforms import Compose, RandFlipd, RandShiftIntensityd
+from torch import Tensor, nn
+
+from scripts.dataset import SeededDataset, SeededSampler
+from scripts.methods.segmentation import SegmentationMethod
+from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
+from scripts.networks.discriminator import PatchDiscriminator3d
+from scripts.networks.tissnet import TISSNet
+from scripts.networks.unet2d5 import UNet2d5
+from scripts.trainer import MethodTrainer, load_perceptor, log_epoch, scalars, two_phase_schedule
+
+TINY = (4, 4, 8, 8, 8)
+NO_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.0)
+SIZE = (24, 24, 6)  # the smallest patch for a discriminator
+TOLERANCE = 1e-6  # float32, sums in another order
+BFLOAT16_RTOL = 0.1  # bfloat16 has 8 bits of mantissa, and a U-Net has many layers
+GENERATOR_TERMS = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "perceptibility", "coarse"} | {
+    "fine",
+    "error",
+    "consistency",
+}
+
+Batch = dict[str, Any]
+
+
+def make_batch(*present: bool, seed: int = 1, name: str = "case") -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.zeros(len(present), 1, *SIZE)
+    for sample, there in zip(y, present, strict=True):
+        sample[:, 6:16, 8:20, 1:5] = float(there)
+    x_s = torch.rand(len(present), 1, *SIZE, generator=generator) * 2 - 1
+    cases = [f"{name}-{i}" for i in range(len(present))]
+    return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": cases}
+
+
+def make_method(**kwargs: Any) -> TISSNetMethod:
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {
+        "D_g": PatchDiscriminator3d(2, features=2),
+        "D_t": PatchDiscriminator3d(2, features=2),
+        "S_p": UNet2d5(1, 1, features=TINY, norm="batch"),  # batch norm: buffers that must not change
+    }
+    return TISSNetMethod(TISSNet(1, features=TINY, dropout=NO_DROPOUT), **parts | kwargs)
+
+
+def make_trainer(method: Any, batches: Any, *, epochs: int = 1, sgd: float = 0.0, **kwargs: Any) -> MethodTrainer:
+    def optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+        if not parameters:
+            return None
+        return torch.optim.SGD(parameters, lr=sgd) if sgd else torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.999))
+
+    optimizer_g = optimizer(method.generator_parameters())
+    assert optimizer_g is not None
+    optimizer_d = optimizer(method.discriminator_parameters())
+    return MethodTrainer("cpu", epochs, batches, method, optimizer_g, optimizer_d, **kwargs)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def networks(method: TISSNetMethod) -> dict[str, nn.Module]:
+    network, S_p = method.cascade.network, method.perceptibility.S_p
+    assert S_p is not None
+    return {"G": network.G, "S": network.S, "D_g": method.D_g, "D_t": method.D_t, "S_p": S_p}
+
+
+class MeanMethod(nn.Module):
+    """A generator and a discriminator of a voxel each, with losses that are plain means over the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.G, self.D = nn.Conv3d(1, 1, 1), nn.Conv3d(1, 1, 1)
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        return list(self.G.parameters())
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        return list(self.D.parameters())
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"fake": self.G(batch["image"])}
+
+    def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        fake = outputs["fake"]
+        return {"l1": (fake - batch["target"]).abs().mean(), "adversarial": ((self.D(fake) - 1) ** 2).mean()}
+
+    def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"D": (self.D(outputs["fake"].detach()) ** 2).mean() + ((self.D(batch["target"]) - 1) ** 2).mean()}
+
+    def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        return outputs["fake"]
+
+
+# what one step changes
+
+
+def test_a_step_changes_the_four_networks_and_never_the_perceptor() -> None:
+    method = make_method()
+    before = {name: snapshot(network) for name, network in networks(method).items()}
+    make_trainer(method, [make_batch(True, False)]).run()
+    unchanged = {name for name, network in networks(method).items() if equal(before[name], network.state_dict())}
+    assert unchanged == {"S_p"}
+    S_p = networks(method)["S_p"]
+    assert not S_p.training and not any(p.requires_grad for p in S_p.parameters())
+
+
+def test_each_step_gives_gradients_to_its_own_networks_alone() -> None:
+    method = make_method()
+    trainer = make_trainer(method, [make_batch(True, False)])
+    assert trainer.optimizer_d is not None
+    order: list[str] = []
+    gradients: list[Tensor] = []
+
+    def at_generator_step(*args: Any) -> None:
+        order.append("G")
+        gradients.extend(p.grad.clone() for p in method.generator_parameters() if p.grad is not None)
+        assert all(p.grad is None and not p.requires_grad for p in method.discriminator_parameters())
+
+    def at_discriminator_step(*args: Any) -> None:
+        order.append("D")
+        now = [p.grad for p in method.generator_parameters() if p.grad is not None]
+        assert all(torch.equal(a, b) for a, b in zip(gradients, now, strict=True))
+        assert all(p.grad is not None for p in method.discriminator_parameters())
+
+    trainer.optimizer_g.register_step_pre_hook(at_generator_step)
+    trainer.optimizer_d.register_step_pre_hook(at_discriminator_step)
+    trainer.run()
+    assert order == ["G", "D"] and len(gradients) == len(method.generator_parameters())
+    assert all(p.requires_grad for p in method.discriminator_parameters())
+
+
+def test_discriminators_learn_from_the_fakes_of_the_same_forward_pass() -> None:
+    method, batch = make_method(), make_batch(True, False)
+    with torch.no_grad():
+        before = method.train()(batch)
+        expected = method.discriminator_losses(batch, before)
+    trainer = make_trainer(method, [batch], decollate=False)
+    trainer.run()
+    for name, value in expected.items():
+        assert float(trainer.state.output[name]) == pytest.approx(float(value), rel=TOLERANCE * 10), name
+
+
+def test_without_tumor_d_t_makes_no_step_in_spite_of_momentum() -> None:
+    method = make_method()
+    trainer = make_trainer(method, [make_batch(True, False), make_batch(False, False, seed=2)])
+    seen: list[dict[str, dict[str, Tensor]]] = [{name: snapshot(n) for name, n in networks(method).items()}]
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda: seen.append({name: snapshot(n) for name, n in networks(method).items()}),
+    )
+    trainer.run()
+    start, after_tumor, after_none = seen
+    assert not equal(start["D_t"], after_tumor["D_t"])
+    assert equal(after_tumor["D_t"], after_none["D_t"])
+    for name in ("G", "S", "D_g"):
+        assert not equal(after_tumor[name], after_none[name]), name
+
+
+def test_a_method_without_adversary_trains_with_one_optimizer() -> None:
+    torch.manual_seed(0)
+    network = UNet2d5(1, 1, features=TINY)
+    before = snapshot(network)
+    trainer = make_trainer(SegmentationMethod(network), [make_batch(True)], decollate=False)
+    assert trainer.optimizer_d is None
+    trainer.run()
+    assert not equal(before, network.state_dict())
+    assert not {"loss_D", "grad_norm_D"} & set(trainer.state.output)
+
+
+def test_all_weights_zero_is_refused() -> None:
+    method = make_method(weights=dict.fromkeys(WEIGHTS, 0.0))
+    with pytest.raises(ValueError, match="every loss weight is 0"):
+        make_trainer(method, [make_batch(True)]).run()
+
+
+# accumulation
+
+
+def run_mean_method(sizes: Sequence[int], *, accumulation_steps: int, samples: Batch) -> dict[str, Tensor]:
+    """Trains two epochs on the samples cut into batches of these sizes."""
+    bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    batches = [
+        {name: values[a:b] for name, values in samples.items()} for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    method = MeanMethod()
+    make_trainer(method, batches, epochs=2, sgd=0.1, accumulation_steps=accumulation_steps).run()
+    return method.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("whole", "pieces", "steps"),
+    [
+        ((2,), (1, 1), 2),
+        ((2, 2), (1, 1, 1, 1), 2),
+        ((2, 1), (1, 1, 1), 2),  # the last batch of the epoch is alone in its step
+        ((3, 2), (1, 1, 1, 1, 1), 3),
+    ],
+)
+def test_accumulated_batches_equal_one_batch(whole: tuple[int, ...], pieces: tuple[int, ...], steps: int) -> None:
+    samples = make_batch(*([True] * sum(whole)))
+    want = run_mean_method(whole, accumulation_steps=1, samples=samples)
+    got = run_mean_method(pieces, accumulation_steps=steps, samples=samples)
+    assert all(torch.allclose(got[name], want[name], rtol=0, atol=TOLERANCE) for name in want)
+    plain = run_mean_method(pieces, accumulation_steps=1, samples=samples)
+    assert not all(torch.allclose(plain[name], want[name], rtol=0, atol=TOLERANCE) for name in want)
+
+
+def test_gradient_norms_are_of_the_batches_that_step() -> None:
+    trainer = make_trainer(MeanMethod(), [make_batch(True)] * 5, accumulation_steps=2, decollate=False)
+    stepped: list[bool] = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: stepped.append("grad_norm_G" in engine.state.output)
+    )
+    trainer.run()
+    assert stepped == [False, True, False, True, True]
+
+
+def test_accumulation_steps_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="accumulation_steps is 0"):
+        make_trainer(MeanMethod(), [make_batch(True)], accumulation_steps=0)
+
+
+# NaN
+
+
+def test_nan_stops_with_the_terms_name_the_epoch_and_the_case_and_changes_nothing() -> None:
+    method = make_method()
+    broken = make_batch(True, False, seed=2, name="broken")
+    broken["target"][0, 0, 3, 3, 3] = float("nan")
+    trainer = make_trainer(method, [make_batch(True), broken], epochs=3)
+    before: list[dict[str, Tensor]] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: before.append(snapshot(method)))
+    with pytest.raises(FloatingPointError, match=r"epoch 1, .*case\(s\) broken-0, broken-1.*'l1_global': nan"):
+        trainer.run()
+    assert len(before) == 1 and equal(before[0], method.state_dict())
+
+
+def test_nan_in_a_discriminator_loss_alone_changes_nothing_either() -> None:
+    method = make_method(weights={"l1_global": 0.0, "l1_tumor": 0.0})  # then only the discriminators see the target
+    broken = make_batch(True, name="broken")
+    broken["target"][0, 0, 3, 3, 3] = float("nan")
+    before = snapshot(method)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, .*broken-0.*'D_g': nan"):
+        make_trainer(method, [broken]).run()
+    assert equal(before, method.state_dict())
+
+
+# bf16
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    outputs = []
+    for amp in (False, True):
+        trainer = make_trainer(make_method(), [make_batch(True, False)], amp=amp, decollate=False)
+        trainer.run()
+        outputs.append(trainer.state.output)
+    exact, rounded = outputs
+    assert set(exact) == set(rounded)
+    assert not torch.equal(exact["pred"], rounded["pred"])
+    for name in GENERATOR_TERMS | {"loss", "D_g", "D_t", "loss_D"}:
+        assert rounded[name].dtype == torch.float32, name
+        assert float(rounded[name]) == pytest.approx(float(exact[name]), rel=BFLOAT16_RTOL), name
+    assert rounded["pred"].dtype == torch.float32
+
+
+# what a step tells
+
+
+def test_output_has_images_and_every_scalar() -> None:
+    method, batch = make_method(), make_batch(True, False)
+    trainer = make_trainer(method, [batch], decollate=False)
+    trainer.run()
+    output = trainer.state.output
+    named = {"loss", "loss_D", "D_g", "D_t", "grad_norm_G", "grad_norm_D"} | GENERATOR_TERMS
+    assert set(output) == {"image", "label", "pred"} | named
+    assert torch.equal(output["image"], batch["image"]) and torch.equal(output["label"], batch["label"])
+    assert output["pred"].shape == batch["label"].shape
+    assert 0 <= float(output["pred"].min()) < float(output["pred"].max()) <= 1
+    assert float(output["loss"]) == pytest.approx(sum(float(output[n]) for n in GENERATOR_TERMS), rel=TOLERANCE)
+    assert float(output["loss_D"]) == pytest.approx(float(output["D_g"] + output["D_t"]), rel=TOLERANCE)
+    assert not any(torch.as_tensor(value).requires_grad for value in output.values())
+    norms = [p.grad.norm() for p in method.generator_parameters() if p.grad is not None]
+    assert float(output["grad_norm_G"]) == pytest.approx(float(torch.stack(norms).norm()), rel=TOLERANCE * 10)
+
+
+def test_events_fire_once_each_in_order_and_output_is_decollated() -> None:
+    trainer = make_trainer(make_method(), [make_batch(True, False)])
+    fired: list[str] = []
+    for event in (
+        IterationEvents.FORWARD_COMPLETED,
+        IterationEvents.LOSS_COMPLETED,
+        IterationEvents.BACKWARD_COMPLETED,
+        IterationEvents.MODEL_COMPLETED,
+    ):
+        trainer.add_event_handler(event, lambda name=event.name: fired.append(name))
+    trainer.run()
+    assert fired == ["FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED", "MODEL_COMPLETED"]
+    assert isinstance(trainer.state.output, list) and len(trainer.state.output) == 2
+    assert trainer.state.output[0]["pred"].shape == (1, *SIZE)
+    assert set(scalars(trainer.state.output)) >= {"loss", "loss_D", "grad_norm_D"} | GENERATOR_TERMS
+
+
+def test_scalars_picks_single_numbers() -> None:
+    output = {"image": torch.zeros(2, 1, 3), "loss": torch.tensor(2.5), "D_g": 1}
+    assert scalars(output) == {"loss": 2.5, "D_g": 1.0}
+    assert scalars([{"pred": torch.zeros(1, 3), "loss": torch.tensor([4.0])}, {"loss": 7.0}]) == {"loss": 4.0}
+
+
+def test_log_epoch_names_every_term(caplog: pytest.LogCaptureFixture) -> None:
+    state = SimpleNamespace(epoch=3, max_epochs=9, output={"loss": torch.tensor(2.5), "fine": 0.123456})
+    with caplog.at_level(logging.INFO, logger="scripts.trainer"):
+        log_epoch(SimpleNamespace(state=state))  # type: ignore[arg-type]
+    assert caplog.messages == ["epoch 3/9: loss 2.5, fine 0.1235"]
+
+
+# resume
+
+
+def train_for(epochs: int, folder: Path, *, resume: bool) -> dict[str, Tensor]:
+    """Trains as train.json does, with a schedule of four epochs, and saves last.pt."""
+    torch.manual_seed(epochs + 10 * resume)  # nothing may depend on the global generator
+    made = [make_batch(True, seed=seed, name=str(seed)) for seed in range(4)]
+    data = [{name: values[0] for name, values in batch.items()} for batch in made]
+    random = [
+        RandFlipd(["image", "target", "label"], prob=0.5, spatial_axis=0),
+        RandShiftIntensityd(["image"], offsets=0.3, prob=1.0),
+    ]
+    dataset = SeededDataset(data, Compose(random), seed=5, cache_rate=0.0)
+    loader = DataLoader(dataset, batch_size=2, sampler=SeededSampler(dataset, seed=5), num_workers=0)
+    method = make_method()
+    trainer = make_trainer(method, loader, epochs=epochs)
+    assert trainer.optimizer_d is not None
+    optimizers = {"optimizer_g": trainer.optimizer_g, "optimizer_d": trainer.optimizer_d}
+    schedules = {f"schedule of {name}": two_phase_schedule(o, max_epochs=4) for name, o in optimizers.items()}
+    for schedule in schedules.values():
+        LrScheduleHandler(schedule, print_lr=False).attach(trainer)
+    state = {"trainer": trainer, "network": method.cascade.network, "D_g": method.D_g, "D_t": method.D_t}
+    state |= optimizers | schedules
+    CheckpointSaver(str(folder), state, save_final=True, final_filename="last.pt").attach(trainer)
+    if resume:
+        CheckpointLoader(str(folder / "last.pt"), state).attach(trainer)
+    trainer.run()
+    assert (trainer.state.epoch, trainer.state.iteration) == (epochs, 2 * epochs)
+    return snapshot(method)
+
+
+def test_resume_at_an_epochs_end_is_bit_identical(tmp_path: Path) -> None:
+    whole = train_for(4, tmp_path / "whole", resume=False)
+    half = train_for(2, tmp_path / "halves", resume=False)
+    resumed = train_for(4, tmp_path / "halves", resume=True)
+    assert equal(whole, resumed)
+    assert not equal(whole, half)
+
+
+# schedule
+
+
+def test_schedule_is_constant_then_linear() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedule = two_phase_schedule(optimizer, max_epochs=250)
+    rates = []
+    for _ in range(251):
+        rates.append(optimizer.param_groups[0]["lr"] / 1e-4)
+        optimizer.step()
+        schedule.step()
+    assert rates[:101] == [1.0] * 101
+    by_hand = {101: 149 / 150, 130: 0.8, 175: 0.5, 220: 0.2, 249: 1 / 150, 250: 0.0}
+    assert {epoch: rates[epoch] for epoch in by_hand} == pytest.approx(by_hand, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("constant", "expected"), [(0.0, [1.0, 0.75, 0.5, 0.25, 0.0]), (1.0, [1.0] * 4)])
+def test_schedule_with_one_phase(constant: float, expected: list[float]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = two_phase_schedule(optimizer, max_epochs=4, constant=constant)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()  # also after the last epoch, as LrScheduleHandler does
+    rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[: len(expected)] == pytest.approx(expected)
+
+
+# S_p
+
+
+def test_perceptor_of_weight_zero_is_not_loaded(tmp_path: Path) -> None:
+    assert load_perceptor(UNet2d5(1, 1, features=TINY), path=str(tmp_path / "none.pt"), weight=0.0) is None
+
+
+def test_missing_perceptor_names_the_command_that_trains_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pt.* is 25\..*monai\.bundle run training.*pretrain\.json"):
+        load_perceptor(UNet2d5(1, 1, features=TINY), path=str(tmp_path / "none.pt"), weight=25.0)
+
+
+def test_perceptor_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save(UNet2d5(1, 1, features=(4, 4, 8, 8, 16)).state_dict(), path)
+    with pytest.raises(ValueError, match=r"best\.pt does not hold the weights of the configured perceptor.*mismatch"):
+        load_perceptor(UNet2d5(1, 1, features=TINY), path=str(path), weight=25.0)
+
+
+def test_perceptor_is_loaded_frozen_and_in_eval_mode(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = UNet2d5(1, 1, features=TINY)
+    torch.save(trained.state_dict(), tmp_path / "best.pt")
+    network = UNet2d5(1, 1, features=TINY).train()
+    assert not equal(trained.state_dict(), network.state_dict())
+    S_p = load_perceptor(network, path=str(tmp_path / "best.pt"), weight=25.0)
+    assert S_p is not None and equal(trained.state_dict(), S_p.state_dict())
+    assert not any(module.training for module in S_p.modules())
+    assert not any(p.requires_grad for p in S_p.parameters())
