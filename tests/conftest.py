@@ -6,7 +6,6 @@ pytest's temporary folders.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def bundle_root() -> Path:
 
 @pytest.fixture(scope="session")
 def make_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Writes a fresh folder of tiny phantoms: 4 for training, 2 for validation, 2 for testing, the last without tumor."""
+    """Writes a fresh folder of tiny phantoms: 4 training, 2 validation, 2 testing, the last without tumor."""
 
     def make(task: str) -> Path:
         folder = tmp_path_factory.mktemp(f"data_{task}")
@@ -133,18 +132,11 @@ def run_workflow(open_workflow: Callable[..., ConfigWorkflow]) -> Callable[..., 
 
 
 @pytest.fixture(scope="session")
-def message_of() -> Callable[[BaseException], str]:
-    """The message of an error's first cause: monai.bundle raises "Failed to instantiate ..." from what really happened."""
+def messages_of() -> Callable[[BaseException], str]:
+    """All messages of an error and its causes: monai.bundle raises "Failed to instantiate ..." from what happened."""
 
-    def first_cause(error: BaseException) -> str:
-        while error.__cause__ is not None:
-            error = error.__cause__
-        return str(error)
+    def chain(error: BaseException) -> str:
+        text = str(error)
+        return text if error.__cause__ is None else f"{text}\n{chain(error.__cause__)}"
 
-    return first_cause
-
-
-@pytest.fixture(autouse=True)
-def _quiet_libraries() -> None:
-    """Keeps the drawing library's search for fonts out of the captured logs."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    return chain

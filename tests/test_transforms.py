@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from scripts.transforms import (
     CropAroundTumord,
+    LoadScansd,
     NameByCased,
     NormalizeForegroundd,
     OrientToWorkingGridd,
@@ -433,11 +434,72 @@ def test_names_by_case(tmp_path: Path) -> None:
         return MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": "scan_t2.nii.gz"})
 
     named = NameByCased("pred")({"pred": pred(), "case": 17})
-    assert named["pred"].meta["filename_or_obj"] == "17"
-    assert NameByCased("pred", case_key="id")({"pred": pred(), "id": "a"})["pred"].meta["filename_or_obj"] == "a"
+    assert named["pred"].meta["filename_or_obj"] == "17.nii.gz"
+    assert NameByCased("pred", case_key="id")({"pred": pred(), "id": "a"})["pred"].meta["filename_or_obj"] == "a.nii.gz"
     unnamed = NameByCased("pred")({"pred": pred()})
     assert unnamed["pred"].meta["filename_or_obj"] == "scan_t2.nii.gz"
     save(tmp_path, named, "pred")
     save(tmp_path, unnamed, "pred")
     written = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.nii.gz"))
     assert written == [Path("17/17_pred.nii.gz"), Path("scan_t2/scan_t2_pred.nii.gz")]
+
+
+def write_scan(path: Path, shape: tuple[int, ...] = (5, 6, 7), *, shift: float = 0.0) -> str:
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[0, 3] = shift
+    nib.save(nib.Nifti1Image(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine), path)
+    return str(path)
+
+
+def test_scans_of_a_case_become_channels_in_order(tmp_path: Path) -> None:
+    files = [write_scan(tmp_path / f"a_{name}.nii.gz") for name in ("T1", "T2")]
+    image = LoadScansd("image")({"image": files})["image"]
+    assert image.shape == (2, 5, 6, 7)
+    assert torch.equal(image[0], image[1])
+    assert np.allclose(image.affine, np.diag([1.0, 1.0, 2.0, 1.0]))
+    assert LoadScansd("image")({"image": files[0]})["image"].shape == (1, 5, 6, 7)
+
+
+def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path) -> None:
+    files = [write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "b.nii.gz", shift=0.05)]
+    assert LoadScansd("image")({"image": files})["image"].shape == (2, 5, 6, 7)
+
+
+@pytest.mark.parametrize("other", [{"shape": (5, 6, 8)}, {"shift": 3.0}])
+def test_scans_on_other_grids_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    files = [write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "b.nii.gz", **other)]
+    with pytest.raises(ValueError, match=r"case 7: .*b\.nii\.gz is not on the grid of .*a\.nii\.gz"):
+        LoadScansd("image")({"case": "7", "image": files})
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7, 2)])
+def test_scans_that_are_not_3d_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"case 7: .*a\.nii\.gz has .* of shape .*: expected one 3-D volume"):
+        LoadScansd("image")({"case": "7", "image": write_scan(tmp_path / "a.nii.gz", shape)})
+
+
+@pytest.mark.parametrize("break_it", ["truncated", "text", "missing"])
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, break_it: str) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_scan(path, (40, 40, 40))
+    content = path.read_bytes()
+    if break_it == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if break_it == "truncated" else b"no image at all")
+    kind = FileNotFoundError if break_it == "missing" else ValueError
+    with pytest.raises(kind, match=r"case 7: .*a\.nii\.gz (cannot be read|does not exist)"):
+        LoadScansd("image")({"case": "7", "image": str(path)})
+
+
+def test_outside_an_inverted_crop_is_background() -> None:
+    label = MetaTensor(torch.zeros(1, 12, 12, 6))
+    label[0, 5:7, 5:7, 2:4] = 1
+    crop = CropAroundTumord(["image", "label"], label_key="label", size=(4, 4, 2))
+    cropped = crop({"image": MetaTensor(torch.ones(1, 12, 12, 6)), "label": label})
+    prediction = MetaTensor(torch.full((4, 4, 4, 2), 0.5))
+    inverted = Invertd("pred", transform=crop, orig_keys="image", nearest_interp=False)({**cropped, "pred": prediction})
+    pred = inverted["pred"]
+    assert pred.shape == (4, 12, 12, 6)
+    assert torch.equal(pred[:, 6, 6, 3], torch.full((4,), 0.5))
+    assert torch.equal(pred[:, 0, 0, 0], torch.tensor([0.0, -1.0, 0.0, 0.0]))

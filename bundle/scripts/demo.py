@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder, replaced if it exists")
     parser.add_argument("--training", type=int, default=16, help="phantoms to train on")
     parser.add_argument("--epochs", type=int, default=36, help="of the cascade; one patch per phantom each")
-    parser.add_argument("--pretrain-epochs", type=int, default=20, help="of the perceptor S_p")
+    parser.add_argument("--pretrain-epochs", type=int, default=24, help="of the perceptor S_p")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shutil.rmtree(args.output / "runs", ignore_errors=True)

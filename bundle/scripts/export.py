@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def export(run: Path, output: Path) -> int:
     source = run / "checkpoints" / "best.pt"
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: expected the run of a finished training, which validated at least once.")
-    state = torch.load(source, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{source} cannot be read ({error}): train again, or restore the file.") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{source} is not a network's state dict: expected best.pt, not last.pt.")
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     broken = [name for name, value in half.items() if not torch.isfinite(value).all()]

@@ -1,4 +1,4 @@
-"""Ignite handlers: what people read of a run. Previews, per_case.csv of an evaluation, inference's report.
+"""Ignite handlers: what a run leaves behind. Last checkpoint, previews, per_case.csv, the report of an inference.
 
 Handlers observe and write; nothing here changes a prediction, computes a loss, or draws by itself (`figures.py`).
 """
@@ -23,6 +23,7 @@ from scripts.figures import case_figure, overlay_figure, read_volume
 from scripts.losses import refine
 from scripts.metrics import segmentation_metrics, synthesis_metrics
 from scripts.per_case import read_per_case, write_per_case
+from scripts.trainer import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ class InferenceHandler(_CaseHandler):
         self.rows.append(
             {"case": name, "volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}", **files}
         )
-        source, spacing = read_volume(batch["files_image"][-1])
+        files_image = batch["files_image"]
+        source, spacing = read_volume(files_image if isinstance(files_image, str) else files_image[-1])
         error = read_volume(files["error"])[0] if files["error"] else None
         overlay_figure(
             pred.parent / f"{name}_overlay.png",
@@ -180,6 +182,94 @@ class InferenceHandler(_CaseHandler):
             writer.writeheader()
             writer.writerows(self.rows)
         logger.info("%s: %s, %.1f s", name, f"{volume:.1f} mm3" if voxels else "no tumor found", seconds)
+
+
+class WeightsLoader:
+    """Loads a network's weights, strictly, when the engine starts; see `trainer.load_weights` for its errors.
+
+    Args:
+        network: what to load into, wherever it lies.
+        path: its state dict, a run's best.pt or a released model.pt.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, path: str) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._load)
+
+    def _load(self, engine: Engine) -> None:
+        load_weights(self.network, path=self.path)
+        logger.info("weights: %s", self.path)
+
+
+class LastCheckpoint:
+    """Writes everything that a resume needs to one file, every few epochs and at the end, replacing the one before.
+
+    The file is complete at any moment: it is written beside and then renamed. MONAI's CheckpointSaver has no fixed name
+    for the newest checkpoint; its CheckpointLoader reads this one.
+
+    Args:
+        state: objects with a `state_dict()` by name: networks, optimizers, schedulers, BestCheckpoint, the trainer.
+        path: the file.
+        interval: epochs between two writes and two validations.
+    """
+
+    def __init__(self, state: Mapping[str, Any], *, path: str, interval: int = 1) -> None:
+        self.state = dict(state)
+        self.path = Path(path)
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        epochs: Any = engine.state.max_epochs
+        if not 1 <= self.interval <= epochs:
+            raise ValueError(
+                f"val_interval is {self.interval} and epochs {epochs}: expected 1 <= val_interval <= epochs, "
+                "or the run would never validate and leave no best.pt."
+            )
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Writes the file; in distributed training the first process alone does."""
+        if not getattr(engine.state, "rank", 0):
+            _save({name: item.state_dict() for name, item in self.state.items()}, self.path)
+
+
+class BestCheckpoint:
+    """Writes a network's state dict whenever the validator's key metric is better than ever, also across resumes.
+
+    MONAI's CheckpointSaver forgets the best score at a resume, and a worse network would replace the best one.
+
+    Args:
+        network: what to save.
+        path: the file.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, path: str) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.best = float("-inf")
+
+    def state_dict(self) -> dict[str, float]:
+        """The best score, for `LastCheckpoint`."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restores the best score."""
+        self.best = float(state["best"])
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self._save_if_better)
+
+    def _save_if_better(self, engine: Engine) -> None:
+        state: Any = engine.state
+        score = float(state.metrics[state.key_metric_name])
+        if score > self.best and not getattr(state, "rank", 0):
+            self.best = score
+            _save(self.network.state_dict(), self.path)
+            logger.info("best %s so far, %.4f: %s", state.key_metric_name, score, self.path)
 
 
 class PreviewHandler:
@@ -229,6 +319,14 @@ def _spacing(image: MetaTensor) -> tuple[float, ...]:
 def _saved(output: Mapping[str, Any], name: str) -> str | None:
     """The file that SaveImaged wrote for an output, None where the method has no such output."""
     return str(Path(output[name].meta["saved_to"]).resolve()) if name in output else None
+
+
+def _save(content: Any, path: Path) -> None:
+    """torch.save that replaces the file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(content, partial)
+    partial.replace(path)
 
 
 def _write_text(path: Path, text: str) -> None:

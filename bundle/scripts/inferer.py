@@ -13,7 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from scripts.networks.tissnet import Cascade
-from scripts.networks.unet2d5 import BACKGROUND
+from scripts.transforms import BACKGROUND
 
 
 class SegmentationInferer(SlidingWindowInferer):

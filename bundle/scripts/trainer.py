@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,8 @@ class MethodTrainer(Trainer):
             handlers=train_handlers,
             decollate=decollate,
         )
+        if self.state.epoch_length is None:
+            raise ValueError("train_data_loader has no length: give epoch_length, the number of batches per epoch.")
         self.method = method
         self.optimizer_g = optimizer_g
         self.optimizer_d = optimizer_d
@@ -99,7 +102,7 @@ class MethodTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in TENSORS}
         cases = batchdata.get("case", [])
-        first, last = self._accumulation()
+        first, last, share = self._accumulation()
 
         self.method.train()
         discriminators = self.method.discriminator_parameters()
@@ -116,26 +119,29 @@ class MethodTrainer(Trainer):
             losses_g = self.method.generator_losses(batch, outputs)
         loss_g = self._total(losses_g, cases)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        (loss_g / self.accumulation_steps).backward()
+        (loss_g * share).backward()
         scalars = {name: value.detach() for name, value in losses_g.items()}
-        if last:
-            scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
-            self.optimizer_g.step()
         _requires_grad(discriminators, True)
 
-        # the step of {D_g, D_t}, eq. 11, on the fakes of the same forward pass
+        # the losses of {D_g, D_t}, eq. 11, on the fakes of the same forward pass; nothing steps before all are finite
+        losses_d: dict[str, Tensor] = {}
         if self.optimizer_d is not None:
             with self._autocast():
                 losses_d = self.method.discriminator_losses(batch, outputs)
-            if losses_d:
-                loss_d = self._total(losses_d, cases)
-                (loss_d / self.accumulation_steps).backward()
-                scalars |= {name: value.detach() for name, value in losses_d.items()}
-                scalars["loss_D"] = loss_d.detach()
-                if last:
-                    scalars["grad_norm_D"] = _grad_norm(discriminators)
-                    _drop_zero_gradients(discriminators)
-                    self.optimizer_d.step()
+        loss_d = self._total(losses_d, cases) if losses_d else None
+        if last:
+            scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
+            self.optimizer_g.step()
+
+        # the step of {D_g, D_t}
+        if self.optimizer_d is not None and loss_d is not None:
+            (loss_d * share).backward()
+            scalars |= {name: value.detach() for name, value in losses_d.items()}
+            scalars["loss_D"] = loss_d.detach()
+            if last:
+                scalars["grad_norm_D"] = _grad_norm(discriminators)
+                _drop_zero_gradients(discriminators)
+                self.optimizer_d.step()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
 
         engine.state.output = {
@@ -151,11 +157,13 @@ class MethodTrainer(Trainer):
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
-    def _accumulation(self) -> tuple[bool, bool]:
-        """Whether this batch opens, and whether it closes an accumulated step (the epoch's last batch closes)."""
+    def _accumulation(self) -> tuple[bool, bool, float]:
+        """Whether this batch opens, whether it closes a step (the epoch's last does), and its share of the step."""
         length = self.state.epoch_length
         i = (self.state.iteration - 1) % length
-        return i % self.accumulation_steps == 0, (i + 1) % self.accumulation_steps == 0 or i + 1 == length
+        start = i - i % self.accumulation_steps
+        end = min(start + self.accumulation_steps, length)
+        return i == start, i + 1 == end, 1 / (end - start)
 
     def _total(self, losses: Mapping[str, Tensor], cases: Sequence[str]) -> Tensor:
         if not losses:
@@ -207,9 +215,28 @@ def two_phase_schedule(optimizer: Optimizer, *, max_epochs: int, constant: float
 
     def factor(epoch: int) -> float:
         start = constant * max_epochs
-        return 1.0 if epoch < start else max(0.0, (max_epochs - epoch) / (max_epochs - start))
+        return 1.0 if epoch < start else max(0.0, (max_epochs - epoch) / max(max_epochs - start, 1.0))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def load_weights(network: nn.Module, *, path: str | Path) -> nn.Module:
+    """Loads a network's state dict from a file, strictly.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or holds another network's weights.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: expected the best.pt of a run, or a released model.pt.")
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of the configured {type(network).__name__} ({error}): give the weights "
+            "of this configuration, or the configuration (features, source_channels) of these weights."
+        ) from error
+    return network
 
 
 def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module | None:
@@ -233,11 +260,7 @@ def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module
             "\"['configs/train.json','configs/pretrain.json']\" (further override files behind), or set "
             "--weights#perceptibility 0, or point --perceptor_path to a trained one."
         )
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of the configured perceptor: {error}") from error
-    return network.requires_grad_(False).eval()
+    return load_weights(network, path=path).requires_grad_(False).eval()
 
 
 def log_epoch(engine: Engine) -> None:

@@ -1,11 +1,12 @@
-"""Dictionary transforms that MONAI lacks: the working grid's orientation, robust normalization, the paper's crop.
+"""Dictionary transforms that MONAI lacks: a case's scans, the working grid, normalization, the paper's crop.
 
-Everything that MONAI has (loading, resampling, cropping, flipping, saving) is used from there, in the configs.
-Nothing random goes here, and nothing that reads or writes files.
+Everything that MONAI has (resampling, cropping, flipping, saving) is used from there, in the configs. Nothing random
+goes here, and nothing that writes files.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Orientation, SpatialCrop
+from monai.transforms import InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop
 from monai.utils import TraceKeys
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
+
+from scripts.data.datalist import GRID_TOLERANCE_MM, corner_distance
 
 PERCENTILES = (0.5, 99.5)
 SKULL_STRIPPED_ZEROS = 0.1  # a volume with more than this fraction of exact zeros is taken as skull-stripped
 AIR_FRACTION = 0.1  # otherwise air lies below this fraction of the 99th percentile
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
+BACKGROUND = -1.0  # normalized intensity of air, and of everything outside the scan
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
 
 
@@ -29,6 +34,61 @@ def _shared_trace(image: Any) -> MetaTensor:
     """Lets any instance of the traced transform's class invert the newest operation, not only the one that did it."""
     image.applied_operations[-1][TraceKeys.ID] = TraceKeys.NONE
     return image
+
+
+class LoadScansd(MapTransform):
+    """Loads the scans of a case; a list of files becomes the channels of one image, on the grid of the first.
+
+    MONAI's LoadImage reads each file. Its own stacking refuses affines that differ by rounding, and its errors name
+    neither case nor file.
+
+    Args:
+        keys: entries with a path or a list of paths of 3-D images.
+        allow_missing_keys: whether a missing key is passed over.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file cannot be read or is not 3-D, or the files lie on different grids; names case and file.
+    """
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            files = [d[key]] if isinstance(d[key], str | Path) else list(d[key])
+            images = [self._load(file, name_of(d)) for file in files]
+            first = images[0]
+            for file, image in zip(files, images, strict=True):
+                same_shape = image.shape == first.shape
+                distance = corner_distance(first.shape[1:], image.affine.numpy(), first.affine.numpy())
+                if not same_shape or distance > GRID_TOLERANCE_MM:
+                    raise ValueError(
+                        f"{name_of(d)}: {file} is not on the grid of {files[0]} (shapes {tuple(image.shape[1:])} and "
+                        f"{tuple(first.shape[1:])}, {distance:.3g} mm apart): expected the scans of a case on one "
+                        "grid; register and resample them."
+                    )
+            d[key] = first if len(images) == 1 else torch.cat([*images])
+        return d
+
+    def _load(self, file: str | Path, name: str) -> MetaTensor:
+        if not Path(file).exists():
+            raise FileNotFoundError(f"{name}: {file} does not exist: expected a 3-D image.")
+        try:
+            image: Any = self.load(file)
+        except (OSError, EOFError, RuntimeError, ValueError, ImageFileError, zlib.error) as error:
+            raise ValueError(
+                f"{name}: {file} cannot be read ({error}): expected a 3-D image; replace the file."
+            ) from error
+        if image.ndim != 4 or len(image) != 1:
+            shape = tuple(image.meta.get("spatial_shape", image.shape[1:]))
+            raise ValueError(
+                f"{name}: {file} has {len(image)} channel(s) of shape {tuple(int(n) for n in shape)}: expected one 3-D "
+                "volume; give one file per modality."
+            )
+        return image
 
 
 def working_axcodes(affine: np.ndarray) -> str:
@@ -88,7 +148,8 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
 class CropAroundTumord(MapTransform, InvertibleTransform):
     """Crops a box of fixed size around the tumor's center, as the paper does also at test time (`paper_crop`).
 
-    It needs the truth, so it exists to compare numbers only. Invertible by `Invertd` (what lies outside becomes 0).
+    It needs the truth, so it exists to compare numbers only. Invertible by `Invertd`, for predictions: outside the box
+    masks and error become 0, the synthetic image (second of the inferer's channels) background.
 
     Args:
         keys: entries to crop, MetaTensors (C, X, Y, Z) of one common grid.
@@ -127,7 +188,9 @@ class CropAroundTumord(MapTransform, InvertibleTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key])
+            outside = torch.zeros(len(d[key]), 1, 1, 1)
+            outside[1:2] = BACKGROUND
+            d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key] - outside.to(d[key])) + outside
         return d
 
 
@@ -195,7 +258,7 @@ class NormalizeForegroundd(MapTransform):
                 "expected an MR image; check that the right file was given."
             )
         scaled = ((volume - float(low)) / float(high - low) * 2 - 1).clamp(-1, 1)
-        return torch.where(inside, scaled, -1.0)
+        return torch.where(inside, scaled, BACKGROUND)
 
 
 class NameByCased(MapTransform):
@@ -214,7 +277,7 @@ class NameByCased(MapTransform):
         d = dict(data)
         if self.case_key in d:
             for key in self.key_iterator(d):
-                d[key].meta["filename_or_obj"] = str(d[self.case_key])
+                d[key].meta["filename_or_obj"] = f"{d[self.case_key]}.nii.gz"  # writers cut one extension
         return d
 
 

@@ -14,13 +14,18 @@ AFFINE_TOLERANCE = 1e-3  # mm, between the source's affine and the inverted one
 
 
 class SourceHeaderWriter(NibabelWriter):
-    """MONAI's NibabelWriter, keeping the source's affine exactly, its form codes, units and description.
+    """MONAI's NibabelWriter, keeping the source's affine exactly, its form codes and units; writes a given `descrip`.
 
     For `SaveImaged(writer="scripts.writer.SourceHeaderWriter")`. The metadata are those MONAI's reader put into the
     scan's MetaTensor; sources that are not NIfTI get MONAI's defaults.
     """
 
     source: dict[str, Any]
+
+    def set_data_array(self, data_array: Any, *args: Any, **options: Any) -> None:
+        super().set_data_array(data_array, *args, **options)
+        while self.data_obj.ndim < 3:  # MONAI squeezes the last axis of a one-slice volume away
+            self.data_obj = self.data_obj[..., None]
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
         super().set_metadata(meta_dict, resample=resample, **options)

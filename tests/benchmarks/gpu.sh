@@ -12,8 +12,8 @@ PY=${PY:-python3}
 OUT=$(mkdir -p "${OUT:-out_gpu}" && cd "${OUT:-out_gpu}" && pwd)
 RUNS=$(mkdir -p "${RUNS:-runs/gpu}" && cd "${RUNS:-runs/gpu}" && pwd)
 MINUTES=9
-TRAIN="'configs/train.json'" PRETRAIN="'configs/train.json','configs/pretrain.json'" G="'configs/glioma.yaml'"
-SOURCE_ONLY="$PRETRAIN,$G,'configs/experiments/source_only.yaml'" EVALUATE="'configs/evaluate.json'"
+TRAIN="'configs/train.json'" EVALUATE="'configs/train.json','configs/evaluate.json'" PRETRAIN="'configs/pretrain.json'"
+G="'configs/glioma.yaml'" SOURCE_ONLY="$PRETRAIN,'configs/glioma.yaml','configs/experiments/source_only.yaml'"
 export PYTHONUNBUFFERED=1
 
 limited() { # limited LOG COMMAND...: run it, at most MINUTES, output also to $OUT/LOG
@@ -49,17 +49,11 @@ glioma() { # check that GLIOMA names prepared data
 }
 
 weights() { # the best network so far of every run, as fp16; in pieces if PIECE is set (join them with cat)
-  "$PY" - "$RUNS" "$OUT" <<'PYTHON'
-import sys
-from pathlib import Path
-import torch
-
-runs, out = map(Path, sys.argv[1:])
-for best in sorted(runs.glob("*/checkpoints/best.pt")):
-    network = torch.load(best, map_location="cpu", weights_only=True)
-    half = {key: value.half() if value.is_floating_point() else value for key, value in network.items()}
-    torch.save(half, out / f"{best.parts[-3]}.pt")
-PYTHON
+  local best run file
+  for best in "$RUNS"/*/checkpoints/best.pt; do
+    run=$(dirname "$(dirname "$best")")
+    (cd bundle && "$PY" -m scripts.export --run "$run" --output "$OUT/$(basename "$run").pt")
+  done
   [ -z "${PIECE:-}" ] || for file in "$OUT"/*.pt; do
     split -b "$PIECE" "$file" "$file." && (cd "$OUT" && sha256sum "${file##*/}") >>"$OUT/weights.sha256" && rm "$file"
   done
@@ -71,16 +65,16 @@ while [ $# -gt 0 ]; do
     install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels monai nibabel pytorch-ignite fire pytest ;;
     test) limited pytest.log "$PY" -m pytest -m gpu ;;
     bench) limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda ;;
-    pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$PRETRAIN]" ;;
+    pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN]" ;;
     train_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN]" --perceptor_path "$RUNS/pretrain_vs/checkpoints/best.pt" ;;
-    pretrain_glioma) glioma; train "$1" "$GLIOMA" "[$PRETRAIN,$G]" ;;
+    pretrain_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$PRETRAIN,$G]" ;;
     train_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$G]" --perceptor_path "$RUNS/pretrain_glioma/checkpoints/best.pt" ;;
-    source_glioma) glioma; train "$1" "$GLIOMA" "[$SOURCE_ONLY]" ;;
+    source_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$SOURCE_ONLY]" ;;
     evaluate_glioma)
       glioma
-      bundle evaluate run train_glioma "$GLIOMA" "[$TRAIN,$G,$EVALUATE]" \
+      bundle evaluate run train_glioma "$GLIOMA" "[$EVALUATE,$G]" \
         --perceptor_path "$RUNS/pretrain_glioma/checkpoints/best.pt"
-      bundle evaluate run source_glioma "$GLIOMA" "[$SOURCE_ONLY,$EVALUATE]"
+      bundle evaluate run source_glioma "$GLIOMA" "[$EVALUATE,$SOURCE_ONLY]"
       (cd bundle && "$PY" -m scripts.report "$RUNS"/{train,source}_glioma --output "$OUT/glioma") ;;
     weights) weights ;;
     *) echo "gpu.sh: unknown stage '$1'; see the head of this file" >&2; exit 2 ;;

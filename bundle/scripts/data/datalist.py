@@ -219,7 +219,7 @@ def grid_problems(case: str, volumes: Mapping[str, Volume]) -> list[Problem]:
         if shape != first_shape:
             problems.append(Problem(case, "shape", f"{name} {shape}", f"{first_shape} as {first}"))
             continue
-        distance = _corner_distance(shape, affine, first_affine)
+        distance = corner_distance(shape, affine, first_affine)
         if not distance <= GRID_TOLERANCE_MM:
             expected = f"at most {GRID_TOLERANCE_MM} mm"
             problems.append(Problem(case, "affine", f"{name} {distance:.3g} mm away from {first}", expected))
@@ -364,7 +364,7 @@ def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Largest distance in mm between the same corner voxel under two affines."""
     corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=np.float64)
     return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())

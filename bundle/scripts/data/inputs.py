@@ -30,7 +30,8 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
 
     Raises:
         FileNotFoundError: nothing there, or a case lacks a modality.
-        ValueError: unknown task; two files for one modality of a case; a file of a modality that is no source.
+        ValueError: unknown task; two files for one modality of a case; a case in two folders; a file of a modality that
+            is no source.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {sorted(TASKS)}.")
@@ -59,6 +60,11 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
             known = cases.setdefault(case, {})
             if modality in known:
                 raise ValueError(f"case {case} has two {modality} files, {known[modality]} and {file}: keep one.")
+            folder = next(iter(known.values()), file).parent
+            if folder != file.parent:
+                raise ValueError(
+                    f"case {case} lies in two folders, {folder} and {file.parent}: keep its files together."
+                )
             known[modality] = file
     if not cases:
         raise FileNotFoundError(f"no case for task {task} in {path}: expected {_pattern(sources)}.")
@@ -76,9 +82,12 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
 
 
 def split_name(path: Path) -> tuple[str, str | None]:
-    """Splits a file name into case and modality, None where the name has no modality; ("", None) for no NIfTI."""
+    """Splits a file name into case and modality, None where the name has no modality; ("", None) for no NIfTI.
+
+    Hidden files (a leading dot, as macOS leaves beside others) are no NIfTI.
+    """
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
+        if path.name.endswith(suffix) and not path.name.startswith("."):
             stem = path.name[: -len(suffix)]
             case, _, modality = stem.rpartition("_")
             return (case, modality) if case and modality in MODALITIES else (stem, None)

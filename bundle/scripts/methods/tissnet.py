@@ -62,6 +62,9 @@ class TISSNetMethod(nn.Module):
         if unknown:
             raise ValueError(f"unknown loss weights {unknown}: expected some of {sorted(WEIGHTS)}.")
         w = WEIGHTS | dict(weights or {})
+        text = {name: value for name, value in w.items() if not isinstance(value, int | float)}
+        if text:
+            raise ValueError(f"loss weights {text} are no numbers: in YAML write 1.0e-3, not 1e-3.")
         negative = {name: value for name, value in w.items() if value < 0}
         if negative:
             raise ValueError(f"negative loss weights {negative}: expected 0 (term off) or more.")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.networks.unet2d5 import BACKGROUND, UNet2d5
+from scripts.networks.unet2d5 import UNet2d5
+from scripts.transforms import BACKGROUND
 
 SEGMENTOR_INPUTS = ("x_s", "x_t_syn", "y_c")
 

@@ -13,11 +13,12 @@ from monai.networks.layers import Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.transforms import BACKGROUND
+
 FEATURES = (16, 32, 64, 128, 256)
 DROPOUT = (0.0, 0.0, 0.3, 0.4, 0.5)
 UPSAMPLE_MODES = ("deconv2", "deconv4", "linear")
 ATTENTION_MODES = ("none", "bottom", "all")
-BACKGROUND = -1.0  # normalized intensity of air, and of everything outside the scan
 
 
 class SpatialAttention(nn.Module):
@@ -140,8 +141,6 @@ class UNet2d5(nn.Module):
     Source: Wu et al., Neurocomputing 544 (2023) 126295, section 3.1; Wang et al., MICCAI 2019 (the 2.5D U-Net).
     """
 
-    background: Tensor
-
     def __init__(
         self,
         in_channels: int = 1,
@@ -219,7 +218,7 @@ class UNet2d5(nn.Module):
         if missing[0] + missing[1] + missing[2] > 0:
             pads = [0, missing[2], 0, missing[1], 0, missing[0]]
             inside = F.pad(torch.ones_like(x[:1, :1]), pads)
-            x = F.pad(x, pads) + self.background.to(x.dtype) * (1 - inside)
+            x = F.pad(x, pads) + self.background.to(x.dtype) * (1 - inside)  # type: ignore[operator]
         return x, size
 
 

@@ -1,0 +1,143 @@
+"""Tests of scripts.data.inputs: which files of a folder are a case to segment, and what is refused.
+
+Nothing is read here, so files are empty. Inference itself is tested in test_workflows.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.data.inputs import find_inputs, split_name
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def entry(case: str, *files: Path) -> dict[str, object]:
+    return {"case": case, "image": [str(file.resolve()) for file in files]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("p1_T2.nii.gz", ("p1", "T2")),
+        ("p1_ceT1.nii", ("p1", "ceT1")),
+        ("a_b_FLAIR.nii.gz", ("a_b", "FLAIR")),
+        ("scan.nii.gz", ("scan", None)),
+        ("p1_t2.nii.gz", ("p1_t2", None)),  # modalities are written as in the task table
+        ("_T2.nii.gz", ("_T2", None)),
+        ("T2.nii.gz", ("T2", None)),
+        ("p1.2_T1.nii.gz", ("p1.2", "T1")),
+        ("p1_T2.mha", ("", None)),
+        ("notes.txt", ("", None)),
+    ],
+)
+def test_split_name(name: str, expected: tuple[str, str | None]) -> None:
+    assert split_name(Path("folder") / name) == expected
+
+
+@pytest.mark.parametrize("name", ["p1_T2.nii.gz", "p1_T2.nii", "p1.nii.gz"])
+def test_a_file_is_a_case(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name, "p2_T2.nii.gz", "p1_ceT1.nii.gz")
+    assert find_inputs(tmp_path / name, "vs") == [entry("p1", tmp_path / name)]
+
+
+def test_a_folder_is_searched_with_its_subfolders_and_sorted(tmp_path: Path) -> None:
+    touch(tmp_path, "z_T2.nii.gz", "2024/a/b_T2.nii", "2024/plain.nii.gz", "notes.txt", "2024/a/b_ceT1.nii.gz")
+    assert find_inputs(tmp_path, "vs") == [
+        entry("b", tmp_path / "2024/a/b_T2.nii"),
+        entry("plain", tmp_path / "2024/plain.nii.gz"),
+        entry("z", tmp_path / "z_T2.nii.gz"),
+    ]
+
+
+def test_a_relative_path_gives_absolute_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "in/p1_T2.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert find_inputs("in", "vs") == [entry("p1", tmp_path / "in/p1_T2.nii.gz")]
+
+
+@pytest.mark.parametrize("given", ["", "p1_T1.nii.gz", "p1_ceT1.nii.gz", "p1_T2.nii"])
+def test_siblings_come_in_the_tasks_order(tmp_path: Path, given: str) -> None:
+    touch(tmp_path, "p1_T2.nii", "p1_ceT1.nii.gz", "p1_T1.nii.gz", "p1_FLAIR.nii.gz")
+    files = [tmp_path / name for name in ("p1_T1.nii.gz", "p1_ceT1.nii.gz", "p1_T2.nii")]
+    assert find_inputs(tmp_path / given, "glioma") == [entry("p1", *files)]
+
+
+def test_a_file_brings_its_own_siblings_only(tmp_path: Path) -> None:
+    names = ("T1", "ceT1", "T2")
+    touch(tmp_path, *(f"{case}_{name}.nii.gz" for case in ("p1", "p10", "p1_b") for name in names))
+    found = find_inputs(tmp_path / "p1_T1.nii.gz", "glioma")
+    assert found == [entry("p1", *(tmp_path / f"p1_{name}.nii.gz" for name in names))]
+    assert [case["case"] for case in find_inputs(tmp_path, "glioma")] == ["p1", "p10", "p1_b"]
+
+
+@pytest.mark.parametrize("given", ["", "p2_T1.nii.gz"])
+def test_a_missing_sibling_is_named(tmp_path: Path, given: str) -> None:
+    touch(tmp_path, "p2_T1.nii.gz", "p2_FLAIR.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"case p2 lacks ceT1, T2 beside .*p2_T1\.nii\.gz.*<case>_ceT1"):
+        find_inputs(tmp_path / given, "glioma")
+
+
+def test_modalities_of_one_case_in_two_folders_are_not_mixed(tmp_path: Path) -> None:
+    """Two patients whose files are called the same must never become one case."""
+    touch(tmp_path, "ann/scan_T1.nii.gz", "ann/scan_ceT1.nii.gz", "bob/scan_T2.nii.gz")
+    with pytest.raises((ValueError, FileNotFoundError), match="scan"):
+        find_inputs(tmp_path, "glioma")
+
+
+def test_a_file_of_another_modality_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "p1_FLAIR.nii.gz")
+    with pytest.raises(ValueError, match=r"p1_FLAIR\.nii\.gz is named as FLAIR, but task vs starts from T2"):
+        find_inputs(tmp_path / "p1_FLAIR.nii.gz", "vs")
+
+
+@pytest.mark.parametrize("other", ["p1_T2.nii", "p1.nii.gz", "again/p1_T2.nii.gz"])
+def test_two_files_for_one_modality_are_refused(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "p1_T2.nii.gz", other)
+    with pytest.raises(ValueError, match=r"case p1 has two T2 files, .*: keep one"):
+        find_inputs(tmp_path, "vs")
+
+
+@pytest.mark.parametrize("names", [(), ("notes.txt",), ("p1_ceT1.nii.gz",), ("p1_pred.nii.gz", "p1_label.nii.gz")])
+def test_a_folder_without_a_case_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(FileNotFoundError, match=r"no case for task vs in .*expected <case>_T2\.nii\.gz"):
+        find_inputs(tmp_path, "vs")
+
+
+def test_a_file_that_is_no_nifti_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "p1.dcm")
+    with pytest.raises(FileNotFoundError, match="no case"):
+        find_inputs(tmp_path / "p1.dcm", "vs")
+
+
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_inputs(tmp_path / "nowhere", "vs")
+
+
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown task 'liver'.*'glioma'.*'vs'"):
+        find_inputs(tmp_path, "liver")
+
+
+def test_masks_and_outputs_are_passed_over(tmp_path: Path) -> None:
+    outputs = ("label", "seg", "pred", "synthetic", "error", "coarse")
+    touch(tmp_path, "p1.nii.gz", *(f"p1/p1_{name}.nii.gz" for name in outputs), "p1_seg.nii")
+    assert find_inputs(tmp_path, "vs") == [entry("p1", tmp_path / "p1.nii.gz")]
+
+
+@pytest.mark.parametrize("case", ["left ear", "p[1]", "p1 (2) *", "père #3"])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_names_with_spaces_and_brackets(tmp_path: Path, case: str, as_file: bool) -> None:
+    folder = tmp_path / f"scans of {case}"
+    names = [f"{case}_{name}.nii.gz" for name in ("T1", "ceT1", "T2")]
+    touch(folder, *names)
+    given = folder / names[1] if as_file else folder
+    assert find_inputs(given, "glioma") == [entry(case, *(folder / name for name in names))]
