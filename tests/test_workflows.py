@@ -458,7 +458,7 @@ WRONG: dict[str, tuple[list[str], Settings, str]] = {
     "another network as perceptor": (
         TRAIN,
         lambda at: {"perceptor_path": str(at["model"])},
-        "does not hold the weights of the configured perceptor",
+        "does not hold the weights of the configured UNet2d5",
     ),
     "unknown loss weight": (TRAIN, lambda at: {"weights#l1_globl": 1.0}, "unknown loss weights ['l1_globl']"),
     "negative loss weight": (TRAIN, lambda at: {"weights#fine": -1.0}, "negative loss weights {'fine': -1.0}"),
