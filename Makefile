@@ -1,4 +1,4 @@
-# Short names for the project's commands. Each target is one `python -m ...` line, shown beside it, so that the same thing can be
+# Short names for the project's commands. Each target is one or two python commands, shown beside it, so that the same thing can be
 # typed without make (on Windows: .venv\Scripts\python in place of .venv/bin/python). No logic belongs here: it goes to Python.
 
 PYTHON ?= python3

@@ -100,13 +100,14 @@ def copy_scans(output: Path, number: int = 2) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status of the first step that fails, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder, replaced if it exists")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder; an earlier demo in it is replaced")
     parser.add_argument("--training", type=int, default=16, help="phantoms to train on")
     parser.add_argument("--epochs", type=int, default=36, help="of the cascade; one patch per phantom each")
     parser.add_argument("--pretrain-epochs", type=int, default=24, help="of the perceptor S_p")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    shutil.rmtree(args.output / "runs", ignore_errors=True)
+    for name in ("runs", "scans", "segmented", "report"):
+        shutil.rmtree(args.output / name, ignore_errors=True)
     begin = time.perf_counter()
     steps = commands(args.output, training=args.training, epochs=args.epochs, pretrain_epochs=args.pretrain_epochs)
     for name, arguments in steps.items():

@@ -258,7 +258,7 @@ def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module
             f"no perceptor S_p at {path}, and the weight of the perceptibility loss is {weight:g}. Train it first, on "
             "the same task and data: python -m monai.bundle run training --config_file "
             "\"['configs/train.json','configs/pretrain.json']\" (further override files behind), or set "
-            "--weights#perceptibility 0, or point --perceptor_path to a trained one."
+            "--weights#perceptibility 0 (when evaluating: --S_p#weight 0), or point --perceptor_path to a trained one."
         )
     return load_weights(network, path=path).requires_grad_(False).eval()
 

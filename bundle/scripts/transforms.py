@@ -188,9 +188,9 @@ class CropAroundTumord(MapTransform, InvertibleTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            outside = torch.zeros(len(d[key]), 1, 1, 1)
+            outside = torch.zeros(len(d[key]), 1, 1, 1, device=d[key].device)
             outside[1:2] = BACKGROUND
-            d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key] - outside.to(d[key])) + outside
+            d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key] - outside) + outside
         return d
 
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_step.py [--device cuda] [--features 16 32 64 128 256] [--patch 128 128 16] [--steps 3]
 
-Prints a table and, with --json, writes the same figures. It measures and never asserts: no test belongs here.
+Prints a table and, with --json, writes the same figures. Peak memory includes the other arm's weights and optimizer
+state; on a CPU it is that of the whole process. It measures and never asserts: no test belongs here.
 """
 
 from __future__ import annotations

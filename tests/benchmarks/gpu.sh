@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PY=${PY:-python3}
+case "$PY" in */*) PY=$(cd "$(dirname "$PY")" && pwd)/$(basename "$PY") ;; esac
 OUT=$(mkdir -p "${OUT:-out_gpu}" && cd "${OUT:-out_gpu}" && pwd)
 RUNS=$(mkdir -p "${RUNS:-runs/gpu}" && cd "${RUNS:-runs/gpu}" && pwd)
 MINUTES=9
@@ -32,8 +33,8 @@ bundle() { # bundle LOG ENTRY NAME DATA CONFIG OVERRIDE...: run a config with it
 }
 
 train() { # train NAME DATA CONFIG OVERRIDE...: resumed where it stopped, marked when complete
-  local resume=false
-  [ ! -e "$RUNS/$1/checkpoints/last.pt" ] || resume=true
+  local resume=False
+  [ ! -e "$RUNS/$1/checkpoints/last.pt" ] || resume=True
   mkdir -p "$RUNS/$1"
   [ -e "$RUNS/$1/complete" ] || { bundle "$1" training "$@" --resume "$resume"; touch "$RUNS/$1/complete"; }
 }
@@ -54,6 +55,7 @@ weights() { # the best network so far of every run, as fp16; in pieces if PIECE 
     run=$(dirname "$(dirname "$best")")
     (cd bundle && "$PY" -m scripts.export --run "$run" --output "$OUT/$(basename "$run").pt")
   done
+  [ -z "${PIECE:-}" ] || rm -f "$OUT/weights.sha256"
   [ -z "${PIECE:-}" ] || for file in "$OUT"/*.pt; do
     split -b "$PIECE" "$file" "$file." && (cd "$OUT" && sha256sum "${file##*/}") >>"$OUT/weights.sha256" && rm "$file"
   done
@@ -62,9 +64,12 @@ weights() { # the best network so far of every run, as fp16; in pieces if PIECE 
 while [ $# -gt 0 ]; do
   case "$1" in
     --minutes) MINUTES=$2; shift ;;
-    install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels monai nibabel pytorch-ignite fire pytest ;;
+    install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels monai nibabel \
+      pytorch-ignite fire pytest scipy matplotlib tensorboard tqdm pandas PyYAML ;;
     test) limited pytest.log "$PY" -m pytest -m gpu ;;
-    bench) limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda ;;
+    bench)
+      limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda
+      limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda --features 32 64 128 256 512 ;;
     pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN]" ;;
     train_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN]" --perceptor_path "$RUNS/pretrain_vs/checkpoints/best.pt" ;;
     pretrain_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$PRETRAIN,$G]" ;;

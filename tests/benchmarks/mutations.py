@@ -97,23 +97,23 @@ MUTATIONS = (
     Mutation("eq7: sign", LOSSES, "+ (1 - y_c) * y_e", "- (1 - y_c) * y_e", METHODS),
     Mutation("eq7: y_e not inverted", LOSSES, "y_c * (1 - y_e)", "y_c * y_e", METHODS),
     Mutation(
-        "eq8: error target inverted",
+        "eq9: error target inverted",
         LOSSES,
         "(y_c > 0.5).to(y.dtype))).abs()",
         "(y_c <= 0.5).to(y.dtype))).abs()",
         METHODS,
     ),
-    Mutation("eq8: error target with gradient", LOSSES, "y_c = y_c.detach()", "y_c = y_c * 1", METHODS),
-    Mutation("eq8: error head against the tumor", LOSSES, "self.error_target(y_c, y))", "y)", METHODS),
+    Mutation("eq9: error target with gradient", LOSSES, "y_c = y_c.detach()", "y_c = y_c * 1", METHODS),
+    Mutation("eq9: error head against the tumor", LOSSES, "self.error_target(y_c, y))", "y)", METHODS),
     Mutation(
-        "eq9: consistency on logits",
+        "eq8: consistency on logits",
         LOSSES,
         'y_f = torch.sigmoid(outputs["y_f_logits"].float())',
         'y_f = outputs["y_f_logits"].float()',
         METHODS,
     ),
     Mutation(
-        "eq9: consistency against a detached y_r", LOSSES, "((y_f - y_r) ** 2)", "((y_f - y_r.detach()) ** 2)", METHODS
+        "eq8: consistency against a detached y_r", LOSSES, "((y_f - y_r) ** 2)", "((y_f - y_r.detach()) ** 2)", METHODS
     ),
     Mutation(
         "eq9: lambda_S missing",
