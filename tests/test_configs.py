@@ -267,7 +267,8 @@ def open_documented(
     task = content["task"]
     weights = folder / "perceptor.pt"
     small = overrides_of(DEBUG)["features"]
-    torch.save(UNet2d5(1, features=small).state_dict(), weights)
+    perceptor = UNet2d5(1, features=small, upsample=content["upsample"], attention=content["attention"])
+    torch.save(perceptor.state_dict(), weights)
     overrides: dict[str, Any] = {
         "dataset_dir": str(data[task]),
         "output_dir" if infer else "run_dir": str(folder / "out"),

@@ -1,4 +1,4 @@
-"""The code on CUDA: one training step, inference against the CPU, an inverted crop. What needs no GPU is not tested here."""
+"""The code on CUDA: a step, inference against the CPU, an inverted crop. What needs no GPU is tested elsewhere."""
 
 from __future__ import annotations
 
