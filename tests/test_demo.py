@@ -1,0 +1,39 @@
+"""The demo's list of commands: that what it runs exists. Running it is `make demo`, not a test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.demo import commands, main
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+
+
+def test_every_step_names_files_and_modules_that_exist() -> None:
+    steps = commands(Path("demo"), training=4, epochs=2, pretrain_epochs=2)
+    assert list(steps)[0] == "phantoms" and list(steps)[-1] == "segmentation of a scan"
+    for arguments in steps.values():
+        module = arguments[0]
+        assert module == "monai.bundle" or (BUNDLE / f"{module.replace('.', '/')}.py").is_file()
+        for name in re.findall(r"configs/[\w/]+\.(?:json|yaml)", " ".join(arguments)):
+            assert (BUNDLE / name).is_file()
+
+
+def test_every_training_validates() -> None:
+    for epochs in (1, 2, 3, 36):
+        steps = commands(Path("demo"), training=4, epochs=epochs, pretrain_epochs=epochs)
+        for name in ("perceptor S_p", "cascade"):
+            assert 1 <= int(steps[name][steps[name].index("--val_interval") + 1]) <= epochs
+
+
+def test_a_failing_step_ends_the_demo_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(BUNDLE)
+    with caplog.at_level("INFO"):
+        status = main(["--output", str(tmp_path), "--training", "-1"])
+    assert status != 0
+    assert "phantoms failed with exit status" in caplog.text
