@@ -87,7 +87,6 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
-    allow_empty: bool = False,
 ) -> dict[str, Any]: ...
 
 
@@ -98,7 +97,6 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
-    allow_empty: bool = False,
 ) -> list[dict[str, Any]]: ...
 
 
@@ -108,7 +106,6 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
-    allow_empty: bool = False,
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """Entries of one section with absolute paths, or the whole datalist without `section`.
 
@@ -119,7 +116,6 @@ def load_datalist(
         section: training, validation or testing.
         check: "headers" opens every file; "voxels" reads every file too; None opens none.
         task: the task that is to be trained or evaluated; a datalist of another one is refused.
-        allow_empty: return an empty section instead of raising.
 
     Raises:
         FileNotFoundError: no such datalist.
@@ -137,7 +133,7 @@ def load_datalist(
         )
     if section is None:
         return datalist
-    if not datalist[section] and not allow_empty:
+    if not datalist[section]:
         raise ValueError(
             f"{path}: section {section!r} is empty, expected at least one case; "
             "prepare more cases or give scripts.prepare another --split"
