@@ -114,7 +114,7 @@ def prepare_phantoms(
         task: a key of `TASKS`.
         counts: section to number of cases.
         seed: decides all phantoms.
-        size: small or real.
+        size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
         overwrite: replace what an earlier run wrote into `output`.
 
@@ -130,8 +130,12 @@ def prepare_phantoms(
         raise ValueError(f"--without-tumor is {without_tumor}, expected a fraction from 0 to 1")
     if seed < 0:
         raise ValueError(f"--seed is {seed}, expected 0 or more")
+    kind = "vs" if task == "vs" else "glioma"
+    if (kind, size) not in SIZES:
+        sizes = ", ".join(name for of, name in SIZES if of == kind)
+        raise ValueError(f"--size is {size!r}, expected one of {sizes} for {task}")
+    shape, spacing = SIZES[(kind, size)]
     _start_output(output, overwrite)
-    shape, spacing = SIZES[("vs" if task == "vs" else "glioma", size)]
     sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
     order = [section for section in SECTIONS for _ in range(counts[section])]
     for index, section in enumerate(tqdm(order, desc="prepare phantom", unit="case", disable=None)):
@@ -323,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, count in zip(SECTIONS, (20, 4, 8), strict=True):
         command.add_argument(f"--{name}", type=int, default=count, metavar="N", help="cases, default %(default)s")
     command.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    command.add_argument("--size", choices=("small", "real"), default="small", help="default %(default)s")
+    command.add_argument("--size", choices=("small", "real", "thin"), default="small", help="default %(default)s")
     command.add_argument(
         "--without-tumor", type=float, default=0.15, metavar="F", help="fraction of cases, default %(default)s"
     )
