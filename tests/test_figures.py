@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from scripts.figures import case_figure, chart_figure, overlay_figure, read_volume
+from scripts.figures import case_figure, overlay_figure, read_volume
 
 SHAPE = (40, 48, 12)
 SPACING = (0.8, 0.8, 3.0)
@@ -105,21 +105,7 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
         case_figure(path, source=head()[None], spacing=SPACING)
     with pytest.raises(ValueError, match="expected three positive numbers in mm"):
         case_figure(path, source=head(), spacing=(1, 0, 1))
-    with pytest.raises(ValueError, match="found 1 values of Dice for run; expected 2"):
-        chart_figure(path, cases=["a", "b"], dice={"run": [1.0]}, hd95_mm={"run": [1.0, 2.0]})
     assert not path.exists()
-
-
-def test_chart_shows_every_run(tmp_path: Path) -> None:
-    path = tmp_path / "chart.png"
-    chart_figure(
-        path,
-        cases=[f"case {i}" for i in range(60)],
-        dice={"one": [0.8] * 60, "two": [0.5] * 60},
-        hd95_mm={"one": [3.0] * 59 + [float("nan")], "two": [float("nan")] * 60},
-    )
-    assert count(path, (0, 0x72 / 255, 0xB2 / 255)) > 100
-    assert count(path, (0xD5 / 255, 0x5E / 255, 0)) > 100
 
 
 def test_read_volume_turns_to_ras(tmp_path: Path) -> None:

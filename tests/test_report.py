@@ -14,9 +14,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from scripts.per_case import NUMBER_COLUMNS, write_per_case
-from scripts.report import choose_cases, compare, keep_common, load_run, main, summarize
+from scripts.comparison import load_run
+from scripts.per_case import write_per_case
+from scripts.report import choose_cases, main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 
@@ -30,12 +32,6 @@ def make_run(folder: Path, dice: dict[str, float], **columns: list[float]) -> Pa
         rows += [row, row | {"prediction": "y_r", "dice": max(value - 0.1, 0)}]
     write_per_case(folder / "per_case.csv", rows)
     return folder
-
-
-def frame(**columns: list[float]) -> pd.DataFrame:
-    """Make a run's numbers, a row per value."""
-    length = len(next(iter(columns.values())))
-    return pd.DataFrame(columns, index=[f"c{i}" for i in range(length)], dtype=float).reindex(columns=[*NUMBER_COLUMNS])
 
 
 def add_predictions(run: Path, cases: list[str], **extra: Any) -> None:
@@ -53,78 +49,95 @@ def add_predictions(run: Path, cases: list[str], **extra: Any) -> None:
     (run / "predictions.json").write_text(json.dumps(entries))
 
 
-# Hand-computed values
+# A worked example
 
 
-def test_mean_std_and_missing() -> None:
-    summary = summarize(frame(dice=[0.7, 0.8, 0.9], hd95_mm=[2.0, math.nan, 4.0]))
-    assert summary.loc["dice", "mean"] == pytest.approx(0.8)
-    assert summary.loc["dice", "std"] == pytest.approx(0.1)
-    assert summary.loc["hd95_mm", "mean"] == pytest.approx(3)
-    assert summary.loc["hd95_mm", "std"] == pytest.approx(math.sqrt(2))
-    assert list(summary.loc["hd95_mm", ["cases", "missing"]]) == [3, 1]
-    assert summary.loc["seconds", "missing"] == 3
+# Five cases. c: the first run misses the tumor, so it has no distances. e: no tumor, and both runs mark something.
+# Differences of Dice: 0.1, 0.2, 0.1 (the missed one: 0 to 0.1), 0.1, 0 (e). Of ASSD -1, -2, -3, of HD95 -1, -4, -4.
+TRUTH = [1000.0, 2000.0, 400.0, 500.0, 0.0]
+SOURCE_ONLY = {
+    "assd_mm": [3.0, 4.0, math.nan, 5.0, math.nan],
+    "hd95_mm": [6.0, 9.0, math.nan, 8.0, math.nan],
+    "volume_mm3": [1200.0, 1500.0, 0.0, 500.0, 60.0],
+    "volume_truth_mm3": TRUTH,
+}
+TISSNET = {
+    "assd_mm": [2.0, 2.0, 7.0, 2.0, math.nan],
+    "hd95_mm": [5.0, 5.0, 9.0, 4.0, math.nan],
+    "volume_mm3": [1100.0, 1800.0, 20.0, 600.0, 20.0],
+    "volume_truth_mm3": TRUTH,
+}
 
 
-def test_paired_difference_and_t_test() -> None:
-    # Differences 1, 2, 3: mean 2, s = 1, t = 2 sqrt(3); for two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
-    result = compare(frame(hd95_mm=[5, 5, 5]), frame(hd95_mm=[6, 7, 8])).loc["hd95_mm"]
-    t = 2 * math.sqrt(3)
-    assert result["difference"] == pytest.approx(2)
-    assert result["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
-    assert 1 <= result["low"] < 2 < result["high"] <= 3
-    assert (result["pairs"], result["left_out"]) == (3, 0)
+@pytest.fixture
+def example(tmp_path: Path) -> list[str]:
+    """The two runs of the worked example."""
+    dice = {"a": 0.6, "b": 0.7, "c": 0.0, "d": 0.5, "e": 0.0}, {"a": 0.7, "b": 0.9, "c": 0.1, "d": 0.6, "e": 0.0}
+    runs = zip(("vs_source_only", "vs_tissnet"), dice, (SOURCE_ONLY, TISSNET), strict=True)
+    return [str(make_run(tmp_path / name, values, **columns)) for name, values, columns in runs]
 
 
-def test_bootstrap_interval_of_many_cases_is_near_the_normal_one() -> None:
-    noise = np.random.default_rng(1).normal(0.02, 0.05, 400)
-    result = compare(frame(dice=[0.5] * 400), frame(dice=list(0.5 + noise))).loc["dice"]
-    half = 1.96 * noise.std(ddof=1) / 20
-    assert result["low"] == pytest.approx(noise.mean() - half, abs=0.1 * half)
-    assert result["high"] == pytest.approx(noise.mean() + half, abs=0.1 * half)
+def test_worked_example(example: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*example, "--output", str(tmp_path / "out"), "--paper", "vs", "--figures", "none"])
+    result = pd.read_csv(tmp_path / "out" / "differences.csv", index_col=["run", "metric"]).loc["vs_tissnet"]
+    assert list(result["pairs"]) == [5, 3, 3] and list(result["left_out"]) == [0, 2, 2]
+    # t = mean / (s / sqrt(n)). Dice: 0.1 / sqrt(0.005 / 5). ASSD: -2 / (1 / sqrt(3)). HD95: -3 / (sqrt(3) / sqrt(3)).
+    t = np.array([math.sqrt(10), -2 * math.sqrt(3), -3])
+    np.testing.assert_allclose(result["difference"], [0.1, -2, -3])
+    np.testing.assert_allclose(result["t"], t)
+    # p in closed form: 1 - u (1 + 2 / (t^2 + 4)) for df = 4, 1 - u for df = 2, where u = |t| / sqrt(t^2 + df).
+    u = np.abs(t) / np.sqrt(t**2 + [4, 2, 2])
+    p = 1 - u * [1 + 2 / (10 + 4), 1, 1]
+    np.testing.assert_allclose(result["p"], p)
+    np.testing.assert_allclose(p, 2 * stats.t.sf(np.abs(t), [4, 2, 2]))
+    np.testing.assert_allclose(p, [0.03411, 0.07418, 0.09547], atol=6e-6)
+    # Holm: three times the smallest, twice the next, and the largest is raised to the one before it.
+    np.testing.assert_allclose(result["p_holm"], [3 * p[0], 2 * p[1], 2 * p[1]])
+    # The bootstrap by counting all samples. Dice: of 5^5 = 3125 samples 16 have a sum below 0.2 and 111 one up to 0.2;
+    # 2.5 % are 78. ASSD: -3 and -1 are one sample of 27 each. HD95: -4 is 8 of 27, -1 one of 27.
+    np.testing.assert_allclose(result[["low", "high"]], [[0.04, 0.16], [-3, -1], [-4, -1]])
+
+    table = capsys.readouterr().out
+    assert "| vs_tissnet | dice | 5 | 0 | 0.1 | 0.04 to 0.16 | 3.162 | 0.034 | 0.1 |" in table
+    assert "| vs_tissnet | assd_mm | 3 | 2 | -2 | -3 to -1 | -3.464 | 0.074 | 0.15 |" in table
+    assert "| vs_tissnet | hd95_mm | 3 | 2 | -3 | -4 to -1 | -3 | 0.095 | 0.15 |" in table
+    assert "tests in it: 3." in table and "Where pairs are fewer than 10" in table
+    assert "| tumors missed | 1 of 4 with tumor | 0 of 4 with tumor |" in table
+    assert "| false positives | 1 of 1 without tumor | 1 of 1 without tumor |" in table
+    # |volume - truth|: 200, 500, 400, 0, 60 and 100, 200, 380, 100, 20.
+    assert "| volume_error_mm3 | 232 +- 214.8 | 160 +- 138.6 |" in table
+    # Over the truth: 0.2, 0.25, 1, 0 and 0.1, 0.1, 0.95, 0.2.
+    assert "| volume_error_relative | 0.3625 +- 0.4385 (1 missing) | 0.3375 +- 0.411 (1 missing) |" in table
+    # Beside the paper: ours is the mean of this table's cases, theirs is as printed, Dice / 100
+    assert "| vs_source_only | dice | 0.36 +- 0.3362 | 0.86 +- 0.1479 |" in table
+    assert "| vs_tissnet | hd95_mm | 5.75 +- 2.217 (1 missing) | 1.31 +- 0.59 |" in table
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "vs_source_only: assd_mm and hd95_mm missing in 2 of 5: c (tumor missed), e (false positive)." in text
+    assert "vs_tissnet: assd_mm and hd95_mm missing in 1 of 5: e (false positive)." in text
 
 
-# Relations and small samples
-
-
-def test_compare_is_repeatable_and_antisymmetric() -> None:
-    a, b = frame(dice=[0.7, 0.8, 0.9, 0.6]), frame(dice=[0.75, 0.7, 0.95, 0.8])
-    there, again, back = compare(a, b), compare(a, b), compare(b, a)
-    pd.testing.assert_frame_equal(there, again)
-    assert there["difference"]["dice"] == -back["difference"]["dice"]
-    assert there["p"]["dice"] == pytest.approx(back["p"]["dice"])
-    assert there["low"]["dice"] == pytest.approx(-back["high"]["dice"])
-
-
-def test_missing_values_leave_the_pair_out() -> None:
-    result = compare(frame(hd95_mm=[1, math.nan, 3, 4]), frame(hd95_mm=[2, 2, math.nan, 4])).loc["hd95_mm"]
-    assert (result["pairs"], result["left_out"], result["difference"]) == (2, 2, 0.5)
-    nothing = compare(frame(hd95_mm=[math.nan]), frame(hd95_mm=[1])).loc["hd95_mm"]
-    assert nothing["pairs"] == 0
-    assert nothing[["difference", "low", "high", "p"]].isna().all()
-
-
-def test_one_case_and_equal_differences_have_no_p() -> None:
-    one = compare(frame(dice=[0.5]), frame(dice=[0.75])).loc["dice"]
-    assert one["difference"] == 0.25
-    assert one[["low", "high", "p"]].isna().all()
-    assert math.isnan(summarize(frame(dice=[0.5]))["std"]["dice"])
-    equal = compare(frame(dice=[0.5, 0.6, 0.7]), frame(dice=[0.6, 0.7, 0.8]))
-    assert math.isnan(equal["p"]["dice"])
-    assert equal["low"]["dice"] == pytest.approx(0.1)
+def test_worked_example_against_other_bootstraps(example: list[str], tmp_path: Path) -> None:
+    main([*example, "--output", str(tmp_path / "out"), "--figures", "none"])
+    result = pd.read_csv(tmp_path / "out" / "differences.csv", index_col="metric")
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv", index_col=["run", "metric"])
+    assd = np.array(TISSNET["assd_mm"][:4])
+    for values, row in (
+        (np.array([0.1, 0.2, 0.1, 0.1, 0]), result.loc["dice"]),
+        (assd, summary.loc[("vs_tissnet", "assd_mm")]),
+    ):
+        means = values[np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))].mean(axis=1)
+        np.testing.assert_allclose([row["low"], row["high"]], np.percentile(means, [2.5, 97.5]))
+        direct = stats.bootstrap(
+            (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+        )
+        np.testing.assert_allclose([row["low"], row["high"]], direct.confidence_interval)
 
 
 def test_cases_are_chosen_from_worst_to_best() -> None:
-    table = frame(dice=[0.9, 0.1, 0.5, 0.7, 0.3])
+    table = pd.DataFrame({"dice": [0.9, 0.1, 0.5, 0.7, 0.3]}, index=[f"c{i}" for i in range(5)])
     assert choose_cases(table, 3) == ["c1", "c2", "c0"]
     assert choose_cases(table, 1) == ["c1"]
     assert choose_cases(table, 99) == ["c1", "c4", "c2", "c3", "c0"]
-
-
-def test_runs_are_cut_to_common_cases() -> None:
-    runs, left_out = keep_common({"one": frame(dice=[0.1, 0.2, 0.3]), "two": frame(dice=[0.1, 0.2])})
-    assert [list(run.index) for run in runs.values()] == [["c0", "c1"]] * 2
-    assert left_out == {"one": ["c2"], "two": []}
 
 
 # The command
@@ -143,7 +156,7 @@ def test_two_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "| hd95_mm | 2.5 +- 0.7071 (1 missing) | 4 +- 4.359 |" in table
     assert "| psnr_local | all missing | all missing |" in table
     # differences 0.2, 0.1, 0.3: mean 0.2, s 0.1, t = 2 sqrt(3), p = 0.0742
-    assert re.search(r"\| new \| dice \| 3 \| 0 \| 0.2 \| 0.1\d* to 0.\d+ \| 0.074 \|", table)
+    assert re.search(r"\| new \| dice \| 3 \| 0 \| 0.2 \| 0.1\d* to 0.\d+ \| 3.464 \| 0.074 \| 0.074 \|", table)
     assert "| new | hd95_mm | 2 | 1 | -1 |" in table
 
     text = (output / "report.md").read_text()
@@ -153,7 +166,7 @@ def test_two_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     summary = pd.read_csv(output / "summary.csv", index_col=["run", "metric"])
     assert summary.loc[("base", "hd95_mm"), "missing"] == 1
     pictures = re.findall(r"\]\((.*?)\)", text)
-    assert pictures == ["per_case.png", *(f"figures/base/{case}.png" for case in ("c", "007", "b"))]
+    assert pictures == ["summary.png", "per_case.png", *(f"figures/base/{case}.png" for case in ("c", "007", "b"))]
     assert all((output / picture).stat().st_size > 1000 for picture in pictures)
 
 
@@ -163,7 +176,22 @@ def test_one_run_one_case_and_no_pictures(tmp_path: Path, capsys: pytest.Capture
     table = capsys.readouterr().out
     assert "| dice | 0.5 +- missing |" in table
     assert "paired" not in table
+    assert "| tumors missed | all missing |" in table
+    assert not (tmp_path / "out" / "differences.csv").exists()
     assert not list((tmp_path / "out").glob("**/*.png"))
+
+
+def test_paper_has_nothing_beside_other_experiments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "strong_source_only", {"a": 0.6, "b": 0.8})
+    main([str(run), "--output", str(tmp_path / "out"), "--figures", "none", "--paper", "glioma"])
+    table = capsys.readouterr().out
+    assert "| run | metric | ours | paper (Table 4, other data) |" in table
+    assert "| strong_source_only | dice | 0.7 +- 0.1414 | - |" in table
+    assert "found runs strong_source_only; expected pix2pix, pgan" in caplog.text
+    main([str(run), "--output", str(tmp_path / "out"), "--figures", "none"])
+    assert "paper" not in capsys.readouterr().out
 
 
 def test_figures_are_of_the_chosen_prediction(tmp_path: Path) -> None:
@@ -201,6 +229,7 @@ def test_bad_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     message = fail([str(run), *out, "--prediction", "mean"], capsys)
     assert "found full_scan y_f; full_scan y_r; expected rows of full_scan mean" in message
     assert "found 'few'; expected a number of cases" in fail([str(run), *out, "--figures", "few"], capsys)
+    assert "invalid choice: 'brats'" in fail([str(run), *out, "--paper", "brats"], capsys)
     assert not (tmp_path / "out").exists()
 
 

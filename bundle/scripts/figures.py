@@ -1,7 +1,7 @@
-"""Pictures of one case and of many: planes with contours, and a chart of Dice and HD95 per case.
+"""Pictures of one case: planes with contours of the masks, and the error map.
 
 Drawing only, with matplotlib's object interface (no pyplot, no global state, no display) and no torch. Nothing here
-computes a metric, resamples, or decides which cases are drawn; that is report.py.
+computes a metric, resamples, or decides which cases are drawn; that is report.py. Charts of runs are in charts.py.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ _PANEL_INCHES = 2.3
 _MARGIN_INCHES = (0.5, 0.55, 0.6, 0.45)  # left, right, top, bottom
 _SMALLEST_WIDTH_INCHES = 7.0  # fits the legend and the footnote
 _DPI = 110
-_RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by color-blind readers
-_RUN_MARKERS = "osD^vP"
 
 
 def case_figure(
@@ -141,53 +139,6 @@ def overlay_figure(
     Args and errors as for `case_figure`.
     """
     case_figure(path, source=source, prediction=prediction, error=error, spacing=spacing, title=title)
-
-
-def chart_figure(
-    path: str | Path,
-    *,
-    cases: Sequence[str],
-    dice: Mapping[str, Sequence[float]],
-    hd95_mm: Mapping[str, Sequence[float]],
-    title: str = "",
-) -> None:
-    """Draw Dice and HD95 of every case, one marker per run; a missing value is a cross at the top of its panel.
-
-    Args:
-        path: PNG to write; missing folders are made.
-        cases: names in the order in which they are drawn.
-        dice: for each run, one value per case.
-        hd95_mm: for each run, one value per case, NaN where missing.
-        title: a line above the picture.
-
-    Raises:
-        ValueError: a run without exactly one value per case.
-    """
-    figure = Figure(figsize=(max(6.0, 0.22 * len(cases) + 2), 6.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 1, sharex=True)
-    positions = np.arange(len(cases))
-    for axes, name, runs in zip(panels, ("Dice", "HD95 (mm)"), (dice, hd95_mm), strict=True):
-        for number, (run, values) in enumerate(runs.items()):
-            if len(values) != len(cases):
-                raise ValueError(f"{path}: found {len(values)} values of {name} for {run}; expected {len(cases)}.")
-            color = _RUN_COLORS[number % len(_RUN_COLORS)]
-            numbers = np.asarray(values, dtype=float)
-            marker = _RUN_MARKERS[number % len(_RUN_MARKERS)]
-            axes.plot(positions, numbers, marker, color=color, markersize=5, alpha=0.85, label=run)
-            gone = positions[np.isnan(numbers)]
-            (crosses,) = axes.plot(gone, np.full(len(gone), 0.95 - 0.06 * number), "x", color=color, markersize=5)
-            crosses.set(transform=axes.get_xaxis_transform(), in_layout=False)
-        axes.set_ylabel(name)
-        axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylim(-0.02, 1.02)
-    panels[1].set_ylim(0, 1.25 * panels[1].get_ylim()[1])  # room for the crosses
-    handles, labels = panels[0].get_legend_handles_labels()
-    handles.append(Line2D([], [], color="black", marker="x", linestyle="none"))
-    panels[0].legend(handles, [*labels, "missing"], loc="lower right", fontsize=8, framealpha=0.8)
-    panels[1].set_xticks(positions, cases, rotation=90, fontsize=7)
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -2,7 +2,7 @@
 
 One row per (case, protocol, prediction); a missing value is an empty cell. Evaluation writes this file, the report
 reads it. No torch and no pandas here (the report must start fast), no computing of metrics (metrics.py) and no
-statistics (report.py).
+statistics (comparison.py).
 """
 
 from __future__ import annotations

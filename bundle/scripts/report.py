@@ -1,9 +1,11 @@
-"""per_case.csv of one or more runs -> report.md, summary.csv and pictures.
+"""per_case.csv of one or more runs -> report.md, summary.csv, differences.csv and pictures.
 
-    python -m scripts.report RUN [RUN ...] --output DIR [--prediction y_f] [--protocol full_scan] [--figures N|all|none]
+    python -m scripts.report RUN [RUN ...] --output DIR [--prediction y_f] [--protocol full_scan] [--paper glioma|vs]
+        [--figures N|all|none]
 
 Reads only `<run>/per_case.csv` and, for the pictures of cases, `<run>/predictions.json`. Nothing here runs a model or
-computes a metric of a case, and nothing imports torch.
+computes a metric of a case, and nothing imports torch. Statistics are in comparison.py, the paper's numbers in
+published.py, drawing in charts.py and figures.py.
 """
 
 from __future__ import annotations
@@ -20,97 +22,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scripts.per_case import NUMBER_COLUMNS, PREDICTIONS, PROTOCOLS, read_per_case
+from scripts.comparison import (
+    COMPARED,
+    CONFIDENCE,
+    FALSE_POSITIVE,
+    MISSED,
+    NO_TUMOR,
+    SEGMENTED,
+    UNKNOWN,
+    compare_to_first,
+    keep_common,
+    load_run,
+    outcomes,
+    summarize,
+)
+from scripts.per_case import PREDICTIONS, PROTOCOLS
+from scripts.published import CITATION, PUBLISHED, published_results
 
 logger = logging.getLogger(__name__)
 
-COMPARED = ("dice", "assd_mm", "hd95_mm")
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
-SEED = 0
-SAME_DIFFERENCE = 1e-12  # differences that vary less than this are one number; a t-test has no meaning there
+FEW_PAIRS = 10  # below this the text warns of the intervals
+INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 MISSING = "missing"
-
-
-def load_run(run: Path, *, prediction: str, protocol: str) -> pd.DataFrame:
-    """Return one run's numbers, a row per case and a column per metric.
-
-    Args:
-        run: folder that holds per_case.csv.
-        prediction: which rows, y_f, y_r or mean.
-        protocol: which rows, full_scan or paper_crop.
-
-    Raises:
-        FileNotFoundError: no per_case.csv.
-        ValueError: a malformed file, or no row of this prediction and protocol.
-    """
-    path = run / "per_case.csv"
-    frame = pd.DataFrame(read_per_case(path))
-    chosen = frame[(frame["prediction"] == prediction) & (frame["protocol"] == protocol)]
-    if chosen.empty:
-        found = "; ".join(f"{a} {b}" for a, b in sorted(set(zip(frame["protocol"], frame["prediction"], strict=True))))
-        raise ValueError(
-            f"{path}: found {found}; expected rows of {protocol} {prediction}. Choose others with --protocol and "
-            "--prediction, or evaluate again."
-        )
-    return chosen.set_index("case")[list(NUMBER_COLUMNS)]
-
-
-def keep_common(runs: Mapping[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
-    """Keep the cases that every run has, in the order of the first run.
-
-    Returns:
-        the runs on their common cases, and for each run the cases that were left out.
-
-    Raises:
-        ValueError: the runs have no case in common.
-    """
-    frames = list(runs.values())
-    common = [case for case in frames[0].index if all(case in frame.index for frame in frames)]
-    if not common:
-        found = "; ".join(f"{name}: {', '.join(frame.index[:3])}, ..." for name, frame in runs.items())
-        raise ValueError(f"no case is in every run: found {found}. Compare runs that were evaluated on the same split.")
-    left_out = {name: [case for case in frame.index if case not in common] for name, frame in runs.items()}
-    return {name: frame.loc[common] for name, frame in runs.items()}, left_out
-
-
-def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Compute mean, standard deviation (n - 1), number of cases and of missing values, a row per metric.
-
-    Mean and deviation are over the values that are there; the deviation of one value is missing, not 0.
-    """
-    return pd.DataFrame(
-        {"mean": frame.mean(), "std": frame.std(), "cases": len(frame), "missing": frame.isna().sum()}
-    ).rename_axis("metric")
-
-
-def compare(first: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Compute the difference other - first over the same cases, for Dice, ASSD and HD95.
-
-    Cases where one of the two values is missing are left out and counted. The interval is the percentile bootstrap of
-    the mean (seeded), p the two-sided paired t-test; with fewer than two pairs both are missing, and p also where all
-    differences are equal.
-
-    Returns:
-        a row per metric: pairs, left_out, difference, low, high, p.
-    """
-    from scipy import stats  # slow to import, and needed for two or more runs only
-
-    rows = {}
-    for metric in COMPARED:
-        pairs = pd.DataFrame({"first": first[metric], "other": other[metric]}).dropna()
-        difference = (pairs["other"] - pairs["first"]).to_numpy()
-        low = high = p = np.nan
-        if len(difference) > 1:
-            draws = np.random.default_rng(SEED).integers(len(difference), size=(RESAMPLES, len(difference)))
-            tail = 50 * (1 - CONFIDENCE)
-            low, high = np.percentile(difference[draws].mean(axis=1), [tail, 100 - tail])
-            if np.ptp(difference) > SAME_DIFFERENCE:
-                p = stats.ttest_rel(pairs["other"], pairs["first"]).pvalue
-        mean = difference.mean() if len(difference) else np.nan
-        rows[metric] = [len(difference), len(first) - len(difference), mean, low, high, p]
-    columns = ["pairs", "left_out", "difference", "low", "high", "p"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("metric")
+LABELS = {"dice": "Dice", "assd_mm": "ASSD (mm)", "hd95_mm": "HD95 (mm)"}
 
 
 def choose_cases(frame: pd.DataFrame, count: int) -> list[str]:
@@ -121,33 +55,88 @@ def choose_cases(frame: pd.DataFrame, count: int) -> list[str]:
     return [ranked[i] for i in np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)]
 
 
-def metric_table(summaries: Mapping[str, pd.DataFrame]) -> str:
-    """Return the Markdown table of mean +- std, a row per metric and a column per run."""
-    lines = [_row(["metric", *summaries]), _row(["---"] * (len(summaries) + 1))]
+def metric_table(runs: Mapping[str, pd.DataFrame], summaries: Mapping[str, pd.DataFrame]) -> str:
+    """Return the Markdown table of mean +- std and of failures, a row per metric and a column per run."""
+    lines = _header(["metric", *summaries])
     lines.append(_row(["cases", *(str(summary["cases"].iloc[0]) for summary in summaries.values())]))
-    for metric in NUMBER_COLUMNS:
-        cells = []
-        for summary in summaries.values():
-            mean, std, cases, missing = summary.loc[metric, ["mean", "std", "cases", "missing"]]
-            if missing == cases:
-                cells.append(f"all {MISSING}")
-            else:
-                cells.append(f"{_text(mean)} +- {_text(std)}" + (f" ({missing:g} {MISSING})" if missing else ""))
-        lines.append(_row([metric, *cells]))
+    for metric in next(iter(summaries.values())).index:
+        rows = [summary.loc[metric] for summary in summaries.values()]
+        lines.append(_row([metric, *map(_mean_cell, rows)]))
+        if metric in COMPARED:
+            lines.append(_row([f"{metric}, {INTERVAL} of the mean", *map(_interval_cell, rows)]))
+    kinds = [outcomes(frame) for frame in runs.values()]
+    lines.append(_row(["tumors missed", *(_count_cell(kind, MISSED, SEGMENTED, "with tumor") for kind in kinds)]))
+    cells = [_count_cell(kind, FALSE_POSITIVE, NO_TUMOR, "without tumor") for kind in kinds]
+    lines.append(_row(["false positives", *cells]))
     return "\n".join(lines)
 
 
-def difference_table(comparisons: Mapping[str, pd.DataFrame]) -> str:
+def difference_table(comparison: pd.DataFrame) -> str:
     """Return the Markdown table of the differences to the first run."""
-    interval = f"{100 * CONFIDENCE:g} % interval"
-    header = ["run", "metric", "pairs", "left out", "mean difference", interval, "paired t-test p"]
-    lines = [_row(header), _row(["---"] * len(header))]
-    for run, comparison in comparisons.items():
-        for metric, row in comparison.iterrows():
-            bounds = MISSING if np.isnan(row["low"]) else f"{_text(row['low'])} to {_text(row['high'])}"
-            p = MISSING if np.isnan(row["p"]) else f"{row['p']:.2g}"
-            counts = [f"{row['pairs']:g}", f"{row['left_out']:g}"]
-            lines.append(_row([run, str(metric), *counts, _text(row["difference"]), bounds, p]))
+    header = ["run", "metric", "pairs", "left out", "mean difference", INTERVAL, "paired t", "p", "p (Holm)"]
+    lines = _header(header)
+    for _, row in comparison.reset_index().iterrows():
+        numbers = [f"{row['pairs']:g}", f"{row['left_out']:g}", _text(row["difference"]), _interval_cell(row)]
+        tests = [_text(row["t"]), *(MISSING if np.isnan(row[p]) else f"{row[p]:.2g}" for p in ("p", "p_holm"))]
+        lines.append(_row([row["run"], row["metric"], *numbers, *tests]))
+    return "\n".join(lines)
+
+
+def difference_text(first: str, comparison: pd.DataFrame) -> str:
+    """Say how the differences were tested, which tests Holm's correction is over, and where pairs are few."""
+    tests = int(comparison["p"].notna().sum())
+    text = (
+        f"Each run minus {first} over the cases that have both values; better is a higher Dice and a shorter distance. "
+        "Interval: percentile bootstrap of the mean difference. p: two-sided paired t-test. p (Holm): corrected for "
+        f"the family of all runs and metrics of this table (Holm 1979), tests in it: {tests}."
+    )
+    untested = len(comparison) - tests
+    if untested:
+        text += f" Without p (fewer than two pairs, or equal differences) and not in the family: {untested}."
+    if (comparison["pairs"] < FEW_PAIRS).any():
+        text += (
+            f" Where pairs are fewer than {FEW_PAIRS}, the interval is too narrow, and neither it nor p settles much."
+        )
+    return text
+
+
+def failure_text(name: str, frame: pd.DataFrame) -> str:
+    """Name the cases of a run that lack Dice, ASSD or HD95, and say why; "" if there are none."""
+    kinds = outcomes(frame)
+    sentences = []
+    absent = {metric: tuple(frame.index[frame[metric].isna()]) for metric in COMPARED}
+    for cases in dict.fromkeys(cases for cases in absent.values() if cases):
+        metrics = " and ".join(metric for metric in COMPARED if absent[metric] == cases)
+        listed = ", ".join(case if kinds[case] == SEGMENTED else f"{case} ({kinds[case]})" for case in cases)
+        sentences.append(f"{metrics} {MISSING} in {len(cases)} of {len(frame)}: {listed}.")
+    return f"{name}: {' '.join(sentences)}" if sentences else ""
+
+
+def paper_text(task: str, protocol: str) -> str:
+    """Say whose numbers the paper's column holds, and on what they were measured."""
+    table = PUBLISHED[task]
+    text = (
+        f"The last column is printed in Table {table.number} of {CITATION}: {table.data}. Nothing in it was measured "
+        "here, and no test compares it with ours. Dice as a fraction."
+    )
+    if protocol != "paper_crop":
+        text += " Nearer to the paper's crop than this report is --protocol paper_crop."
+    return text
+
+
+def paper_table(task: str, folders: Mapping[str, Path], summaries: Mapping[str, pd.DataFrame]) -> str:
+    """Return the Markdown table with a published column beside ours; a dash where the paper has no such method."""
+    lines = _header(["run", "metric", "ours", f"paper (Table {PUBLISHED[task].number}, other data)"])
+    results = {name: published_results(task, folder.name) for name, folder in folders.items()}
+    if not any(results.values()):
+        methods = ", ".join(PUBLISHED[task].scores)
+        found = ", ".join(folder.name for folder in folders.values())
+        logger.warning("--paper %s: found runs %s; expected %s, or %s_ before it.", task, found, methods, task)
+    for name, published in results.items():
+        for metric in COMPARED:
+            theirs = " +- ".join(map(_text, published[metric])) if published else "-"
+            ours = _mean_cell(summaries[name].T[metric])
+            lines.append(_row([name, metric, ours, theirs]))
     return "\n".join(lines)
 
 
@@ -187,51 +176,67 @@ def draw_cases(run: Path, name: str, frame: pd.DataFrame, cases: Sequence[str], 
     return pictures
 
 
-def draw_chart(runs: Mapping[str, pd.DataFrame], args: argparse.Namespace) -> Path:
-    """Draw Dice and HD95 per case, in the order of the first run's Dice; return the file relative to the output."""
-    from scripts.figures import chart_figure  # as in draw_cases
+def draw_charts(
+    runs: Mapping[str, pd.DataFrame], summaries: Mapping[str, pd.DataFrame], args: argparse.Namespace
+) -> dict[str, Path]:
+    """Draw the runs' means, and Dice and HD95 per case; return captions and files relative to the output."""
+    from scripts.charts import chart_figure, summary_figure  # as in draw_cases
+
+    what = f"{args.protocol}, {args.prediction}"
+    values = {LABELS[metric]: {name: frame[metric].tolist() for name, frame in runs.items()} for metric in COMPARED}
+    means = {
+        LABELS[metric]: {name: tuple(table.loc[metric, ["mean", "low", "high"]]) for name, table in summaries.items()}
+        for metric in COMPARED
+    }
+    title = f"{len(next(iter(runs.values())))} cases, {what}"
+    summary_figure(args.output / "summary.png", values=values, means=means, interval=INTERVAL, title=title)
 
     cases = list(next(iter(runs.values()))["dice"].sort_values(kind="stable").index)
     dice = {name: frame.loc[cases, "dice"].tolist() for name, frame in runs.items()}
     hd95 = {name: frame.loc[cases, "hd95_mm"].tolist() for name, frame in runs.items()}
-    title = f"Each case, {args.protocol}, {args.prediction}; in the order of {next(iter(runs))}'s Dice"
+    title = f"Each case, {what}; in the order of {next(iter(runs))}'s Dice"
     chart_figure(args.output / "per_case.png", cases=cases, dice=dice, hd95_mm=hd95, title=title)
-    return Path("per_case.png")
+    return {"Means of the runs": Path("summary.png"), "Dice and HD95 of each case": Path("per_case.png")}
 
 
 def make_report(args: argparse.Namespace) -> str:
-    """Write report.md, summary.csv and the pictures; return the text of the tables."""
+    """Write report.md, summary.csv, differences.csv and the pictures; return the text of the tables."""
     folders = _name_runs(args.runs)
     loaded = {name: load_run(run, prediction=args.prediction, protocol=args.protocol) for name, run in folders.items()}
     runs, left_out = keep_common(loaded)
     summaries = {name: summarize(frame) for name, frame in runs.items()}
-    first, *others = runs
-    tables = metric_table(summaries)
-    if others:
-        comparisons = {name: compare(runs[first], runs[name]) for name in others}
-        tables += f"\n\nDifferences to {first}, case by case:\n\n{difference_table(comparisons)}"
 
     args.output.mkdir(parents=True, exist_ok=True)
     pd.concat(summaries, names=["run"]).to_csv(args.output / "summary.csv")
-    text = [
-        f"# Results: {', '.join(runs)}",
-        f"Protocol {args.protocol}, prediction {args.prediction}. Mean +- standard",
-    ]
-    text[-1] += " deviation over cases; missing values are counted and left out of the mean."
+    tables = [metric_table(runs, summaries)]
+    if len(runs) > 1:
+        first, comparison = next(iter(runs)), compare_to_first(runs)
+        comparison.to_csv(args.output / "differences.csv")
+        tables.append(f"## Differences to {first}, case by case")
+        tables += [difference_text(first, comparison), difference_table(comparison)]
+    if args.paper:
+        tables.append(f"## Beside the paper ({args.paper})")
+        tables += [paper_text(args.paper, args.protocol), paper_table(args.paper, folders, summaries)]
+
+    text = [f"# Results: {', '.join(runs)}"]
+    text.append(
+        f"Protocol {args.protocol}, prediction {args.prediction}. Mean +- standard deviation over cases, with the "
+        "percentile bootstrap's interval of the mean; missing values are counted and left out of both. volume_error is "
+        "|volume - true volume| of a case, relative: divided by the true volume."
+    )
     text += [f"Left out of {name}, not in every run: {', '.join(cases)}." for name, cases in left_out.items() if cases]
-    text.append(tables)
-    for name, frame in runs.items():
-        labels = ("worst", "median", "best")
-        named = (f"{label} {case} ({_text(frame.loc[case, 'dice'])})" for label, case in _landmarks(frame, labels))
-        text.append(f"Dice of {name}: {', '.join(named)}.")
+    text += tables
     if args.figures != 0:
-        text.append(f"![Dice and HD95 of each case]({draw_chart(runs, args)})")
+        charts = draw_charts(runs, summaries, args)
+        text += ["## Charts", *(f"![{caption}]({chart})" for caption, chart in charts.items())]
+    text += ["## Cases", *_case_texts(runs)]
+    if args.figures != 0:
         for name, frame in runs.items():
             cases = choose_cases(frame, len(frame) if args.figures is None else args.figures)
             pictures = draw_cases(folders[name], name, frame, cases, args)
             text += [f"![{name}, {picture.stem}]({picture.as_posix()})" for picture in pictures]
     (args.output / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    return tables
+    return "\n\n".join(tables)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -242,6 +247,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for tables and pictures")
     parser.add_argument("--prediction", default="y_f", choices=PREDICTIONS)
     parser.add_argument("--protocol", default="full_scan", choices=PROTOCOLS)
+    parser.add_argument(
+        "--paper",
+        choices=list(PUBLISHED),
+        help="put the paper's results beside ours, for runs named after a method (tissnet or <task>_tissnet)",
+    )
     parser.add_argument(
         "--figures",
         default=None,
@@ -273,6 +283,22 @@ def _name_runs(runs: Sequence[Path]) -> dict[str, Path]:
         raise ValueError(f"found a run twice in {', '.join(map(str, runs))}; expected each run once.")
     names = [folder.name for folder in folders]
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
+
+
+def _case_texts(runs: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say per run which cases are worst, median and best, and which have no Dice or distance."""
+    texts = []
+    for name, frame in runs.items():
+        landmarks = _landmarks(frame, ("worst", "median", "best"))
+        named = (f"{label} {case} ({_text(frame.loc[case, 'dice'])})" for label, case in landmarks)
+        texts.append(f"Dice of {name}: {', '.join(named)}.")
+    failures = [text for name, frame in runs.items() if (text := failure_text(name, frame))]
+    if failures:
+        texts.append(
+            "Distances are missing where a mask is empty, so a run that finds nothing in a hard case loses that case "
+            "from its mean distance; read them with the tumors missed and the false positives."
+        )
+    return texts + failures
 
 
 def _landmarks(frame: pd.DataFrame, labels: Sequence[str]) -> list[tuple[str, str]]:
@@ -327,9 +353,36 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"
 
 
+def _header(cells: Sequence[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [_row(cells), _row(["---"] * len(cells))]
+
+
 def _row(cells: Sequence[str]) -> str:
     """Return one line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _mean_cell(row: pd.Series) -> str:
+    """Write mean +- std and the number of missing values of a summary's row."""
+    if row["missing"] == row["cases"]:
+        return f"all {MISSING}"
+    return f"{_text(row['mean'])} +- {_text(row['std'])}" + (
+        f" ({row['missing']:g} {MISSING})" if row["missing"] else ""
+    )
+
+
+def _interval_cell(row: pd.Series) -> str:
+    """Write the interval from low to high."""
+    return MISSING if np.isnan(row["low"]) else f"{_text(row['low'])} to {_text(row['high'])}"
+
+
+def _count_cell(kinds: pd.Series, failure: str, success: str, what: str) -> str:
+    """Write how many cases of a kind failed, and of how many the volumes are unknown."""
+    failed, unknown = (kinds == failure).sum(), (kinds == UNKNOWN).sum()
+    if unknown == len(kinds):
+        return f"all {MISSING}"
+    return f"{failed} of {failed + (kinds == success).sum()} {what}" + (f" ({unknown} {MISSING})" if unknown else "")
 
 
 def _text(value: Any) -> str:
