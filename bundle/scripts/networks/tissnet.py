@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.transforms import BACKGROUND
 
+IMAGE_START, IMAGE_STD = -1.0, 0.15  # x_t_syn starts around tanh(-1) = -0.76, near the background
 SEGMENTOR_INPUTS = ("x_s", "x_t_syn", "y_c")
 
 
@@ -46,6 +47,9 @@ class TISSNet(nn.Module):
             [BACKGROUND] * (in_channels * self.use_x_s) + [BACKGROUND] * self.use_x_t_syn + [0.0] * self.use_y_c
         )
         self.G = UNet2d5(in_channels, (1, 1), **unet)
+        image_head: Any = self.G.decoders[0].head
+        nn.init.normal_(image_head.weight, std=IMAGE_STD)
+        nn.init.constant_(image_head.bias, IMAGE_START)
         self.S = UNet2d5(len(background), (1, 1), background=background, **unet)
 
     def generate(self, x_s: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ FEATURES = (16, 32, 64, 128, 256)
 DROPOUT = (0.0, 0.0, 0.3, 0.4, 0.5)
 UPSAMPLE_MODES = ("deconv2", "deconv4", "linear")
 ATTENTION_MODES = ("none", "bottom", "all")
+HEAD_STD = 0.02  # of the heads' first weights, so that a mask starts at probability 0.5 everywhere
 
 
 class SpatialAttention(nn.Module):
@@ -74,7 +75,11 @@ def _upsample(in_channels: int, out_channels: int, *, mode: str, planar: bool) -
 
 
 class Decoder(nn.Module):
-    """From the features of all levels back to full resolution; ends in a 1x1x1 convolution without activation."""
+    """From the features of all levels back to full resolution; ends in a 1x1x1 convolution without activation.
+
+    That head starts near 0 everywhere. With torch's own initialization it starts at a random value, and a mask that
+    happens to start as tumor everywhere takes hundreds of steps to come down, or with plain Dice does not.
+    """
 
     def __init__(
         self,
@@ -105,6 +110,8 @@ class Decoder(nn.Module):
                 )
             )
         self.head = nn.Conv3d(features[0], out_channels, kernel_size=1)
+        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, skips: list[Tensor]) -> Tensor:
         x = skips[-1]
