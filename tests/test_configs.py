@@ -32,6 +32,7 @@ JSONS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*
 YAMLS = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 METADATA = "metadata.json"
 DEBUG = "debug.yaml"
+PROCESSES = "multi_gpu_train.json"
 
 # G, S, D_g and D_t of paper_size.yaml, in METHOD's reading of the published 126.96 M.
 PAPER_SIZE_PARAMETERS = 126_918_076
@@ -74,10 +75,14 @@ def read(name: str) -> dict[str, Any]:
 
 
 def commands(name: str) -> list[list[str]]:
-    """The command lines in the header of a YAML file or in the `_desc_` of a JSON file, split into words."""
+    """The command lines in the header of a YAML file or in the `_desc_` of a JSON file, split into words.
+
+    `torchrun --nproc_per_node=2 -m` counts as `python -m`.
+    """
     text = (CONFIGS / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
-        found = re.findall(r"python -m .*?(?=\. |: |\.$)", json.loads(text).get("_desc_", "") + " ")
+        description = re.sub(r"torchrun \S+ -m ", "python -m ", json.loads(text).get("_desc_", "") + " ")
+        found = re.findall(r"python -m .*?(?=\. |: |\.$)", description)
         return [shlex.split(line.strip()) for line in found]
     header = text[: re.search(r"^[^#\n]", text, re.M).start()]  # type: ignore[union-attr]
     return [shlex.split(line) for line in re.findall(r"^#\s+(python -m .*)$", header, re.M)]
@@ -180,12 +185,13 @@ def test_text_that_is_a_number_is_found() -> None:
     assert isinstance(yaml.safe_load("x: 2.0e-4")["x"], float)
 
 
-@pytest.mark.parametrize("name", YAMLS + ["pretrain.json", "evaluate.json"])
+@pytest.mark.parametrize("name", YAMLS + ["pretrain.json", "evaluate.json", PROCESSES])
 def test_overrides_change_only_what_the_base_has(name: str) -> None:
     """A misspelled key is accepted in silence by MONAI, and the run goes on with the base's value."""
     introduced = {
         "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"},
         "pretrain.json": set(),
+        PROCESSES: {"minutes_to_wait", "finalize", "validate#sampler"},
     }
     base = ConfigParser({**read("train.json"), "crop_size": read("evaluate.json")["crop_size"]})
     for key in read(name):
@@ -298,9 +304,37 @@ EVALUATION_STACKS = sorted(
     {
         ("evaluating", ("train.json", "evaluate.json", *files[1:]))
         for _, files in DOCUMENTED
-        if files[0] == "train.json" and "evaluate.json" not in files
+        if files[0] == "train.json" and not {"evaluate.json", PROCESSES} & set(files)
     }
 )
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What torchrun tells a process that has no others, on CPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("files", [["train.json"], ["train.json", "pretrain.json"]], ids=len)
+def test_the_first_of_several_processes_logs_and_draws(files: list[str]) -> None:
+    """The handlers are named by their place in the list; the others must run everywhere."""
+    base = ConfigParser.load_config_files([str(CONFIGS / name) for name in files])
+    parser = ConfigParser(base)
+    parser.update({key: value for key, value in read(PROCESSES).items() if key.endswith("_disabled_")})
+    disabled = {
+        (part, handler["_target_"])
+        for part in ("train", "validate")
+        for handler in parser[f"{part}#handlers"]
+        if isinstance(handler, dict) and handler.get("_disabled_") == "$torch.distributed.get_rank() > 0"
+    }
+    logs = ("StatsHandler", "TensorBoardStatsHandler")
+    expected = {(part, name) for part in ("train", "validate") for name in logs}
+    assert disabled == expected | {("validate", "scripts.handlers.PreviewHandler")}
 
 
 @pytest.mark.parametrize(
@@ -314,9 +348,13 @@ def test_every_stack_instantiates(
     open_workflow: Callable[..., ConfigWorkflow],
     data: dict[str, Path],
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if PROCESSES in files:
+        request.getfixturevalue("one_process")
     workflow = open_documented(open_workflow, data, tmp_path, list(files))
-    workflow.initialize()
+    if PROCESSES not in files:
+        workflow.initialize()  # a second time; processes are started once
     assert entry in workflow.parser
     if files[0] == "inference.json":
         assert len(workflow.parser.get_parsed_content("dataset")) > 0

@@ -1,7 +1,7 @@
 """Tests of scripts.handlers: what they write for cases with a known answer, by a made evaluator on files.
 
 The metrics' own values are tested in test_metrics.py, the pictures in test_figures.py, the configs' evaluators in
-test_workflows.py.
+test_workflows.py, checkpoints in test_checkpoints.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from matplotlib.image import imread
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
@@ -26,10 +26,8 @@ from torch import Tensor, nn
 
 from scripts.dataset import PrepareInputs
 from scripts.handlers import (
-    BestCheckpoint,
     EvaluationHandler,
     InferenceHandler,
-    LastCheckpoint,
     PreviewHandler,
     WeightsLoader,
 )
@@ -282,36 +280,6 @@ def test_one_preview_for_each_validation(tmp_path: Path, entries: list[dict[str,
     pictures = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert pictures == ["epoch_0005.png", "epoch_0010.png"]
     assert imread(tmp_path / "previews" / "epoch_0005.png").std() > 0
-
-
-def score(engine: Engine, value: float) -> None:
-    engine.state.metrics = {"dice": value}
-    engine.state.key_metric_name = "dice"
-    engine.fire_event(Events.COMPLETED)
-
-
-def test_the_best_checkpoint_survives_a_resume(tmp_path: Path) -> None:
-    network = torch.nn.Linear(1, 1)
-    first, engine = BestCheckpoint(network, path=str(tmp_path / "best.pt")), Engine(lambda e, b: None)
-    first.attach(engine)
-    score(engine, 0.7)
-    kept = (tmp_path / "best.pt").read_bytes()
-
-    resumed, engine = BestCheckpoint(network, path=str(tmp_path / "best.pt")), Engine(lambda e, b: None)
-    resumed.load_state_dict(first.state_dict())
-    resumed.attach(engine)
-    torch.nn.init.constant_(network.weight, 5.0)
-    score(engine, 0.6)
-    assert (tmp_path / "best.pt").read_bytes() == kept
-    score(engine, 0.8)
-    assert torch.load(tmp_path / "best.pt", weights_only=True)["weight"].item() == 5.0
-
-
-def test_the_last_checkpoint_refuses_a_run_without_validation(tmp_path: Path) -> None:
-    engine = Engine(lambda e, b: None)
-    engine.state.max_epochs = 3
-    with pytest.raises(ValueError, match="val_interval is 5 and epochs 3"):
-        LastCheckpoint({}, path=str(tmp_path / "last.pt"), interval=5).attach(engine)
 
 
 def test_weights_are_loaded_when_the_engine_starts(tmp_path: Path) -> None:

@@ -184,6 +184,18 @@ def test_mask_loss_is_over_the_batch() -> None:
     assert MaskLoss()(full(0.0, 0.0), tumor(True, False)).item() == close(1 - 9 / 73)
 
 
+@pytest.mark.parametrize("present", [(True,), (True, False), (False, False)])
+def test_mask_loss_is_monais_dice_with_our_smoothing(present: tuple[bool, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = (3 * torch.randn(len(present), 1, *SIZE, generator=generator)).requires_grad_()
+    ours = MaskLoss()(logits, tumor(*present))
+    monais = DiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)(logits, tumor(*present))
+    assert ours.item() == close(monais.item())
+    got, want = (torch.autograd.grad(loss, logits)[0] for loss in (ours, monais))
+    assert want.abs().max() > VANISHING
+    assert torch.allclose(got, want, rtol=RTOL, atol=RTOL * float(want.abs().max()))
+
+
 def test_mask_loss_without_tumor() -> None:
     empty = tumor(False)
     assert MaskLoss()(full(-60.0), empty).item() == pytest.approx(0, abs=VANISHING)

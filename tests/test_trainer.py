@@ -1,7 +1,7 @@
-"""Tests of scripts.trainer: what a step changes and leaves alone, accumulation, NaN, bf16, resume, schedule, S_p.
+"""Tests of scripts.trainer: what a step changes and leaves alone, accumulation, NaN, bf16, dropout, schedule, S_p.
 
-The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, whole runs by config in
-test_workflows.py.
+The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, the resume in
+test_checkpoints.py, several processes in test_distributed.py, whole runs by config in test_workflows.py.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader
 from monai.engines import IterationEvents
-from monai.handlers import CheckpointLoader, CheckpointSaver, LrScheduleHandler
-from monai.transforms import Compose, RandFlipd, RandShiftIntensityd
 from torch import Tensor, nn
 
-from scripts.dataset import SeededDataset, SeededSampler
 from scripts.methods.segmentation import SegmentationMethod
 from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
 from scripts.networks.discriminator import PatchDiscriminator3d
@@ -341,43 +337,34 @@ def test_log_epoch_names_every_term(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["epoch 3/9: loss 2.5, fine 0.1235"]
 
 
-# resume
+# dropout
 
 
-def train_for(epochs: int, folder: Path, *, resume: bool) -> dict[str, Tensor]:
-    """Trains as train.json does, with a schedule of four epochs, and saves last.pt."""
-    torch.manual_seed(epochs + 10 * resume)  # nothing may depend on the global generator
-    made = [make_batch(True, seed=seed, name=str(seed)) for seed in range(4)]
-    data = [{name: values[0] for name, values in batch.items()} for batch in made]
-    random = [
-        RandFlipd(["image", "target", "label"], prob=0.5, spatial_axis=0),
-        RandShiftIntensityd(["image"], offsets=0.3, prob=1.0),
-    ]
-    dataset = SeededDataset(data, Compose(random), seed=5, cache_rate=0.0)
-    loader = DataLoader(dataset, batch_size=2, sampler=SeededSampler(dataset, seed=5), num_workers=0)
-    method = make_method()
-    trainer = make_trainer(method, loader, epochs=epochs)
-    assert trainer.optimizer_d is not None
-    optimizers = {"optimizer_g": trainer.optimizer_g, "optimizer_d": trainer.optimizer_d}
-    schedules = {f"schedule of {name}": two_phase_schedule(o, max_epochs=4) for name, o in optimizers.items()}
-    for schedule in schedules.values():
-        LrScheduleHandler(schedule, print_lr=False).attach(trainer)
-    state = {"trainer": trainer, "network": method.cascade.network, "D_g": method.D_g, "D_t": method.D_t}
-    state |= optimizers | schedules
-    CheckpointSaver(str(folder), state, save_final=True, final_filename="last.pt").attach(trainer)
-    if resume:
-        CheckpointLoader(str(folder / "last.pt"), state).attach(trainer)
+class Draws(MeanMethod):
+    """Notes what dropout would draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.drawn.append(torch.rand(()).item())
+        return super().forward(batch)
+
+
+def drawn_by(*, seed: int = 0, rank: int = 0, global_seed: int = 0) -> list[float]:
+    method = Draws()
+    trainer = make_trainer(method, [make_batch(True)] * 2, epochs=2, seed=seed)
+    trainer.state.rank = rank
+    torch.manual_seed(global_seed)
     trainer.run()
-    assert (trainer.state.epoch, trainer.state.iteration) == (epochs, 2 * epochs)
-    return snapshot(method)
+    return method.drawn
 
 
-def test_resume_at_an_epochs_end_is_bit_identical(tmp_path: Path) -> None:
-    whole = train_for(4, tmp_path / "whole", resume=False)
-    half = train_for(2, tmp_path / "halves", resume=False)
-    resumed = train_for(4, tmp_path / "halves", resume=True)
-    assert equal(whole, resumed)
-    assert not equal(whole, half)
+def test_dropout_is_drawn_by_seed_iteration_and_process_and_nothing_else() -> None:
+    drawn = drawn_by()
+    assert drawn == drawn_by(global_seed=1)
+    assert len({*drawn, *drawn_by(seed=1), *drawn_by(rank=1)}) == 12
 
 
 # schedule

@@ -11,8 +11,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ TRAIN = ["train.json", DEBUG]
 PRETRAIN = ["train.json", "pretrain.json", DEBUG]
 EVALUATE = ["train.json", "evaluate.json", DEBUG]
 INFER = ["inference.json", DEBUG]
+PROCESSES = ["train.json", "multi_gpu_train.json", DEBUG]
 SMALL = (4, 4, 8, 8, 8)  # debug.yaml's features
 
 EPOCHS = 2  # debug.yaml's
@@ -50,6 +53,8 @@ VOLUME_TOLERANCE_MM3 = 0.06  # volumes.csv has one decimal
 SYNTHETIC_TOLERANCE = 1.0  # of 1000, one step of the written range
 SLACK = 1e-6
 PROCESS_SECONDS = 240
+LOSS_RTOL = 1e-3  # of two processes to one, over a few steps of Adam, which makes whole steps of a gradient of rounding
+KILLED_SECONDS = 60  # from the death of one process to the end of torchrun
 
 Run = Callable[..., Any]
 
@@ -106,6 +111,17 @@ def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         timeout=PROCESS_SECONDS,
         check=False,
     )
+
+
+def scalars_of(run_dir: Path) -> dict[str, list[float]]:
+    """A run's TensorBoard curves by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags: dict[str, list[float]] = {}
+    for file in (run_dir / "logs").glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        tags |= {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return tags
 
 
 # The whole path, one stage after the other; each fixture is a stage's folder.
@@ -178,12 +194,7 @@ def test_training_moves_every_network(trained: Path, run_workflow: Run, vs_data:
 
 
 def test_tensorboard_has_every_term(trained: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    tags: dict[str, list[float]] = {}
-    for file in (trained / "logs").glob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file)).Reload()
-        tags |= {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = scalars_of(trained)
     for name in {*WEIGHTS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
         assert len(tags[name]) == EPOCHS * CASES // BATCH, name
         assert all(math.isfinite(value) for value in tags[name]), name
@@ -298,10 +309,9 @@ def test_one_slice_is_segmented_on_its_own_grid(
 
 
 def test_resume_goes_on_where_a_run_stopped(run_workflow: Run, vs_data: Path, perceptor: Path, tmp_path: Path) -> None:
-    """One epoch and a resumed second one end with bit-identical weights to two epochs at once (without dropout)."""
-    exact = {"network_def#dropout": [0.0] * 5, "perceptor_path": str(perceptor)}
-    at_once = overrides(vs_data, tmp_path / "at_once", **exact)
-    in_two = overrides(vs_data, tmp_path / "in_two", **exact)
+    """One epoch and a resumed second one end with bit-identical weights to two epochs at once, dropout included."""
+    at_once = overrides(vs_data, tmp_path / "at_once", perceptor_path=str(perceptor))
+    in_two = overrides(vs_data, tmp_path / "in_two", perceptor_path=str(perceptor))
     run_workflow(TRAIN, at_once, run_id="training")
     run_workflow(TRAIN, {**in_two, "train#trainer#max_epochs": 1}, run_id="training")
     first = state(tmp_path / "in_two" / "checkpoints" / "last.pt")
@@ -315,6 +325,96 @@ def test_resume_goes_on_where_a_run_stopped(run_workflow: Run, vs_data: Path, pe
         for key, value in straight[name].items():
             assert torch.equal(second[name][key], value), f"{name} {key}"
     assert second["scheduler_g"]["last_epoch"] == straight["scheduler_g"]["last_epoch"] == EPOCHS
+    assert second["best"] == straight["best"]
+
+
+# Several processes, by torchrun on CPUs. Their losses and steps are in test_distributed.py, without a config.
+
+
+def torchrun(data: Path, run_dir: Path, *more: str, log: Path) -> subprocess.Popen[str]:
+    """Starts the command of multi_gpu_train.json with debug.yaml behind; output goes to a file."""
+    root = Path(__file__).parents[1] / "bundle"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    command += ["training", "--config_file", str([f"configs/{name}" for name in PROCESSES]), "--batch_size", "1"]
+    command += ["--dataset_dir", str(data), "--run_dir", str(run_dir), "--weights#perceptibility", "0.0", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", *command], cwd=root, env=environment, stdout=file, stderr=file, text=True
+        )
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
+    running = torchrun(vs_data, tmp_path / "two", "--network_def#dropout", str([0.0] * 5), log=tmp_path / "log")
+    try:
+        one = {"network_def#dropout": [0.0] * 5, "weights#perceptibility": 0.0, "batch_size": 2}
+        run_workflow(TRAIN, overrides(vs_data, tmp_path / "one", **one))
+        assert running.wait(PROCESS_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        running.kill()
+    expected, got = scalars_of(tmp_path / "one"), scalars_of(tmp_path / "two")
+    assert got.keys() == expected.keys() >= {"loss", "fine", "D_t", "grad_norm_G", "val_mean_dice"}
+    for name, values in expected.items():
+        assert got[name] == pytest.approx(values, rel=LOSS_RTOL), name
+    assert len(got["loss"]) == EPOCHS * CASES // BATCH and len(got["val_mean_dice"]) == EPOCHS
+    assert len(list((tmp_path / "two" / "previews").iterdir())) == EPOCHS
+    last = state(tmp_path / "two" / "checkpoints" / "last.pt")
+    assert last["samples_per_iteration"] == BATCH
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_torchrun_and_one_process_goes_on(
+    run_workflow: Run, vs_data: Path, tmp_path: Path
+) -> None:
+    running = torchrun(vs_data, tmp_path / "run", "--epochs", "1000", log=tmp_path / "log")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    try:
+        limit = time.monotonic() + PROCESS_SECONDS
+        while not last.is_file() and running.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert last.is_file(), (tmp_path / "log").read_text()[-3000:]
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert running.wait(KILLED_SECONDS) != 0
+    finally:
+        running.kill()
+    assert "SIGKILL" in (tmp_path / "log").read_text()
+    iteration = state(last)["trainer"]["iteration"]
+    epochs = iteration // (CASES // BATCH)
+    given = overrides(vs_data, tmp_path / "run", resume=True, epochs=1000, **{"weights#perceptibility": 0.0})
+    resumed = run_workflow(TRAIN, {**given, "train#trainer#max_epochs": epochs + 1})
+    assert resumed.trainer.state.iteration == iteration + CASES // BATCH
+
+
+def test_more_processes_than_validation_cases_are_refused(
+    run_workflow: Run,
+    messages_of: Callable[[BaseException], str],
+    vs_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By MONAI's sampler, in every process and before the first step."""
+    for name, value in {"get_world_size": 3, "get_rank": 0}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Exception) as raised:
+        run_workflow(PROCESSES, overrides(vs_data, tmp_path / "run", **{"weights#perceptibility": 0.0}))
+    assert "the dataset length is less than the number of participating ranks" in messages_of(raised.value)
+
+
+def test_sigterm_ends_a_run_with_status_143(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
+    """What the config has to connect; the moments at which the signal may come are in test_checkpoints.py."""
+    event = "ignite.engine.Events.ITERATION_STARTED(once=1)"
+    told = f"$@train#trainer.add_event_handler({event}, lambda: os.kill(os.getpid(), 15))"
+    given = overrides(vs_data, tmp_path / "run", **{"weights#perceptibility": 0.0})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(BaseException) as raised:
+        run_workflow(TRAIN, {**given, "+imports": ["$import os", "$import ignite"], "+initialize": [told]})
+    causes = [raised.value, raised.value.__cause__]
+    assert 143 in [getattr(cause, "code", None) for cause in causes]
+    assert state(tmp_path / "run" / "checkpoints" / "last.pt")["trainer"]["iteration"] == 1
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_mlflow_tracks_a_run(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
@@ -489,7 +589,7 @@ WRONG: dict[str, tuple[list[str], Settings, str]] = {
         lambda at: {"weights#fine": "1e-3"},
         "loss weights {'fine': '1e-3'} are no numbers: in YAML write 1.0e-3, not 1e-3.",
     ),
-    "resume of nothing": (TRAIN, lambda at: {"resume": True}, "checkpoints/last.pt"),
+    "resume of nothing": (TRAIN, lambda at: {"resume": True}, "checkpoints/last.pt. Start the run without --resume."),
     "unknown input": (
         PRETRAIN,
         lambda at: {"inputs": ["label"]},

@@ -1,6 +1,7 @@
-"""Ignite handlers: what a run leaves behind. Last checkpoint, previews, per_case.csv, the report of an inference.
+"""Ignite handlers: what a run leaves behind to look at. Previews, per_case.csv, the report of an inference.
 
-Handlers observe and write; nothing here changes a prediction, computes a loss, or draws by itself (`figures.py`).
+Handlers observe and write; nothing here changes a prediction, computes a loss, keeps weights (`checkpoints.py`) or
+draws by itself (`figures.py`).
 """
 
 from __future__ import annotations
@@ -204,74 +205,6 @@ class WeightsLoader:
         logger.info("weights: %s", self.path)
 
 
-class LastCheckpoint:
-    """Writes everything that a resume needs to one file, every few epochs and at the end, replacing the one before.
-
-    The file is complete at any moment: it is written beside and then renamed. MONAI's CheckpointSaver has no fixed name
-    for the newest checkpoint; its CheckpointLoader reads this one.
-
-    Args:
-        state: objects with a `state_dict()` by name: networks, optimizers, schedulers, BestCheckpoint, the trainer.
-        path: the file.
-        interval: epochs between two writes and two validations.
-    """
-
-    def __init__(self, state: Mapping[str, Any], *, path: str, interval: int = 1) -> None:
-        self.state = dict(state)
-        self.path = Path(path)
-        self.interval = interval
-
-    def attach(self, engine: Engine) -> None:
-        epochs: Any = engine.state.max_epochs
-        if not 1 <= self.interval <= epochs:
-            raise ValueError(
-                f"val_interval is {self.interval} and epochs {epochs}: expected 1 <= val_interval <= epochs, "
-                "or the run would never validate and leave no best.pt."
-            )
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
-        engine.add_event_handler(Events.COMPLETED, self.save)
-
-    def save(self, engine: Engine) -> None:
-        """Writes the file; in distributed training the first process alone does."""
-        if not getattr(engine.state, "rank", 0):
-            _save({name: item.state_dict() for name, item in self.state.items()}, self.path)
-
-
-class BestCheckpoint:
-    """Writes a network's state dict whenever the validator's key metric is better than ever, also across resumes.
-
-    MONAI's CheckpointSaver forgets the best score at a resume, and a worse network would replace the best one.
-
-    Args:
-        network: what to save.
-        path: the file.
-    """
-
-    def __init__(self, network: torch.nn.Module, *, path: str) -> None:
-        self.network = network
-        self.path = Path(path)
-        self.best = float("-inf")
-
-    def state_dict(self) -> dict[str, float]:
-        """The best score, for `LastCheckpoint`."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restores the best score."""
-        self.best = float(state["best"])
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self._save_if_better)
-
-    def _save_if_better(self, engine: Engine) -> None:
-        state: Any = engine.state
-        score = float(state.metrics[state.key_metric_name])
-        if score > self.best and not getattr(state, "rank", 0):
-            self.best = score
-            _save(self.network.state_dict(), self.path)
-            logger.info("best %s so far, %.4f: %s", state.key_metric_name, score, self.path)
-
-
 class PreviewHandler:
     """Draws the validator's first case every time it runs: previews/epoch_0042.png, with its Dice in the title.
 
@@ -319,14 +252,6 @@ def _spacing(image: MetaTensor) -> tuple[float, ...]:
 def _saved(output: Mapping[str, Any], name: str) -> str | None:
     """The file that SaveImaged wrote for an output, None where the method has no such output."""
     return str(Path(output[name].meta["saved_to"]).resolve()) if name in output else None
-
-
-def _save(content: Any, path: Path) -> None:
-    """torch.save that replaces the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(content, partial)
-    partial.replace(path)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -11,9 +11,10 @@ docs/method.md.
 from __future__ import annotations
 
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scripts.distributed import global_sum, world_size
 
 DICE_SMOOTH = 1.0  # above and below: a patch without tumor still pushes false positives down
 
@@ -24,7 +25,7 @@ def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> T
     Args:
         logits: (B, 1, ...), the discriminator's raw output.
         real: whether 1 or 0 is aimed at.
-        weight: (B,) in {0, 1}, which samples count; the mean is taken over those (0 where none does).
+        weight: (B,) in {0, 1}, which samples count; see `mean_over_samples`.
     """
     distance = (logits.float() - float(real)) ** 2
     if weight is None:
@@ -33,9 +34,14 @@ def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> T
 
 
 def mean_over_samples(values: Tensor, weight: Tensor) -> Tensor:
-    """Computes the mean of values (B, ...) over samples with weight 1 (not 0); 0, with zero gradients, without any."""
+    """Computes the mean of values (B, ...) over samples with weight 1 (not 0); 0, with zero gradients, without any.
+
+    In several processes it is divided by the mean of their numbers of such samples: the mean over the processes is the
+    mean over all samples that count.
+    """
     per_sample = values.flatten(1).mean(1)
-    return (per_sample * weight).sum() / weight.sum().clamp(min=1.0)
+    count = global_sum(weight.sum()).clamp(min=1.0) / world_size()
+    return (per_sample * weight).sum() / count
 
 
 def refine(y_c: Tensor, y_e: Tensor) -> Tensor:
@@ -75,7 +81,8 @@ class MaskLoss(nn.Module):
     """Dice over the whole batch, smoothing 1 above and below, optionally plus binary cross-entropy.
 
     dice = 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1). A batch without tumor and with an empty prediction costs 0,
-    and its false positives have a gradient.
+    and its false positives have a gradient. In several processes the sums are over all their batches, which MONAI's
+    DiceLoss does not offer.
 
     Args:
         cross_entropy: weight of the cross-entropy added to Dice, 0 for the paper's plain Dice.
@@ -87,11 +94,12 @@ class MaskLoss(nn.Module):
     def __init__(self, *, cross_entropy: float = 0.0) -> None:
         super().__init__()
         self.cross_entropy = cross_entropy
-        self.dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=DICE_SMOOTH, smooth_dr=DICE_SMOOTH)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target = logits.float(), target.float()
-        loss = self.dice(logits, target)
+        p = torch.sigmoid(logits)
+        overlap, size = global_sum(torch.stack([(p * target).sum(), p.sum() + target.sum()]))
+        loss = 1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
         if self.cross_entropy:
             loss = loss + self.cross_entropy * F.binary_cross_entropy_with_logits(logits, target)
         return loss

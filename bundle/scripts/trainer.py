@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, Trainer
 from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from scripts.distributed import average_gradients, global_mean, share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +51,18 @@ class MethodTrainer(Trainer):
         inferer: how the method is called, MONAI's SimpleInferer.
         amp: bfloat16 autocast of the forward passes; losses stay in float32.
         accumulation_steps: batches per optimizer step.
+        seed: of dropout. Every iteration starts its random numbers anew, by (seed, iteration, process), so that a
+            resumed run draws what an uninterrupted one does.
         epoch_length, train_handlers, key_train_metric, additional_metrics, postprocessing, decollate: as MONAI's
             SupervisedTrainer.
 
+    In several processes (torchrun), gradients are averaged over them before each step: with equal weights everywhere
+    and losses that sum over all batches, every process makes the step of one process with the whole batch.
+    DistributedDataParallel would not do: the discriminators run three times per step, once without gradients.
+
     `engine.state.output` holds image, label, pred (the mask's probability), loss (their sum) and every term by name,
-    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step.
+    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step. In several
+    processes the losses are means over them.
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the term, the epoch and the cases. Nothing was stepped.
@@ -70,6 +80,7 @@ class MethodTrainer(Trainer):
         inferer: Callable | None = None,
         amp: bool = False,
         accumulation_steps: int = 1,
+        seed: int = 0,
         epoch_length: int | None = None,
         train_handlers: Sequence | None = None,
         key_train_metric: dict | None = None,
@@ -98,11 +109,19 @@ class MethodTrainer(Trainer):
         self.inferer: Callable = inferer or SimpleInferer()
         self.bfloat16 = amp
         self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.add_event_handler(Events.STARTED, lambda engine: share_weights(engine.method))
+
+    @property
+    def at_a_step(self) -> bool:
+        """Whether the last iteration ended with an optimizer step: no gradient is waiting for more batches."""
+        return self._accumulation()[1]
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in TENSORS}
         cases = batchdata.get("case", [])
         first, last, share = self._accumulation()
+        torch.manual_seed(_iteration_seed(self.seed, self.state.iteration, self.state.rank))
 
         self.method.train()
         discriminators = self.method.discriminator_parameters()
@@ -120,7 +139,7 @@ class MethodTrainer(Trainer):
         loss_g = self._total(losses_g, cases)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         (loss_g * share).backward()
-        scalars = {name: value.detach() for name, value in losses_g.items()}
+        scalars = {Keys.LOSS: loss_g.detach()} | {name: value.detach() for name, value in losses_g.items()}
         _requires_grad(discriminators, True)
 
         # the losses of {D_g, D_t}, eq. 11, on the fakes of the same forward pass; nothing steps before all are finite
@@ -130,6 +149,7 @@ class MethodTrainer(Trainer):
                 losses_d = self.method.discriminator_losses(batch, outputs)
         loss_d = self._total(losses_d, cases) if losses_d else None
         if last:
+            average_gradients(self.method.generator_parameters())
             scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
             self.optimizer_g.step()
 
@@ -139,6 +159,7 @@ class MethodTrainer(Trainer):
             scalars |= {name: value.detach() for name, value in losses_d.items()}
             scalars["loss_D"] = loss_d.detach()
             if last:
+                average_gradients(discriminators)
                 scalars["grad_norm_D"] = _grad_norm(discriminators)
                 _drop_zero_gradients(discriminators)
                 self.optimizer_d.step()
@@ -148,8 +169,7 @@ class MethodTrainer(Trainer):
             Keys.IMAGE: batch[Keys.IMAGE],
             Keys.LABEL: batch[Keys.LABEL],
             Keys.PRED: torch.sigmoid(self.method.logits(outputs).detach().float()),
-            Keys.LOSS: loss_g.detach(),
-            **scalars,
+            **dict(zip(scalars, global_mean(torch.stack([value.float() for value in scalars.values()])), strict=True)),
         }
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -177,6 +197,10 @@ class MethodTrainer(Trainer):
                 "Look at these cases' images; if they are sound, lower the learning rate or train without amp."
             )
         return total
+
+
+def _iteration_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:

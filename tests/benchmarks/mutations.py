@@ -23,7 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 LOSSES, METHOD, METHODS = "losses.py", "methods/tissnet.py", ("test_losses.py", "test_methods.py")
 TISSNET, UNET, PATCHGAN = "networks/tissnet.py", "networks/unet2d5.py", "networks/discriminator.py"
 NETWORKS = ("test_tissnet.py", "test_unet2d5.py")
+CHECKPOINTS, DISTRIBUTED, TRAINER = "checkpoints.py", "distributed.py", "trainer.py"
+RESUME, PROCESSES = ("test_checkpoints.py",), ("test_distributed.py",)
 TIMEOUT = 300  # seconds per mutation
+
+# what several mutations replace
+COUNT = "count = global_sum(weight.sum()).clamp(min=1.0) / world_size()"
+DICE = (
+    "overlap, size = global_sum(torch.stack([(p * target).sum(), p.sum() + target.sum()]))\n"
+    "        loss = 1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)"
+)
+DROPOUT = "torch.manual_seed(_iteration_seed(self.seed, self.state.iteration, self.state.rank))"
 
 
 class Mutation(NamedTuple):
@@ -70,13 +80,11 @@ MUTATIONS = (
     Mutation(
         "eq4: samples without tumor count",
         LOSSES,
-        "(per_sample * weight).sum() / weight.sum()",
-        "per_sample.sum() / weight.sum()",
+        "(per_sample * weight).sum() / count",
+        "per_sample.sum() / count",
         METHODS,
     ),
-    Mutation(
-        "eq4: averaged over all samples", LOSSES, "/ weight.sum().clamp(min=1.0)", "/ float(len(weight))", METHODS
-    ),
+    Mutation("eq4: averaged over all samples", LOSSES, COUNT, "count = float(len(weight))", METHODS),
     Mutation(
         "eq4: G's D_t term unweighted",
         LOSSES,
@@ -92,8 +100,17 @@ MUTATIONS = (
         "eq5: S_p sees a detached image", LOSSES, "self.S_p(x_t_syn), y)", "self.S_p(x_t_syn.detach()), y)", METHODS
     ),
     Mutation("dice: no smoothing", LOSSES, "DICE_SMOOTH = 1.0", "DICE_SMOOTH = 1e-8", METHODS),
-    Mutation("dice: per sample", LOSSES, "batch=True", "batch=False", METHODS),
-    Mutation("dice: no sigmoid", LOSSES, "DiceLoss(sigmoid=True", "DiceLoss(sigmoid=False", METHODS),
+    Mutation(
+        "dice: per sample",
+        LOSSES,
+        DICE,
+        "overlap, size = (p * target).flatten(1).sum(1), (p + target).flatten(1).sum(1)\n"
+        "        loss = (1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)).mean()",
+        METHODS,
+    ),
+    Mutation(
+        "dice: no sigmoid", LOSSES, "p = torch.sigmoid(logits)\n        over", "p = logits\n        over", METHODS
+    ),
     Mutation("eq7: sign", LOSSES, "+ (1 - y_c) * y_e", "- (1 - y_c) * y_e", METHODS),
     Mutation("eq7: y_e not inverted", LOSSES, "y_c * (1 - y_e)", "y_c * y_e", METHODS),
     Mutation(
@@ -199,6 +216,130 @@ MUTATIONS = (
         "norm=None if i == 0 else norm",
         "norm=norm",
         ("test_discriminator.py",),
+    ),
+    Mutation("resume: dropout not seeded anew", TRAINER, DROPOUT, "pass", RESUME),
+    Mutation(
+        "resume: the same dropout in every iteration",
+        TRAINER,
+        DROPOUT,
+        DROPOUT.replace("self.state.iteration", "0"),
+        ("test_trainer.py",),
+    ),
+    Mutation(
+        "resume: an epoch's first samples in its middle",
+        CHECKPOINTS,
+        "loader.sampler.start = start * loader.batch_size",
+        "pass",
+        RESUME,
+    ),
+    Mutation(
+        "resume: batches counted as samples",
+        CHECKPOINTS,
+        "loader.sampler.start = start * loader.batch_size",
+        "loader.sampler.start = start",
+        RESUME,
+    ),
+    Mutation(
+        "resume: another batch size not counted",
+        CHECKPOINTS,
+        "rest * content[BATCH] // _samples_per_iteration(engine)",
+        "rest",
+        RESUME,
+    ),
+    Mutation(
+        "resume: in the middle of a step",
+        CHECKPOINTS,
+        "start -= start % engine.accumulation_steps",
+        "start -= 0",
+        RESUME,
+    ),
+    Mutation(
+        "resume: the file's number of epochs",
+        CHECKPOINTS,
+        "engine.state.max_epochs, engine.state.epoch_length = epochs, length",
+        "engine.state.epoch_length = length",
+        RESUME,
+    ),
+    Mutation("resume: best score forgotten", CHECKPOINTS, 'self.best = float(state["best"])', "pass", RESUME),
+    Mutation("resume: partial file not renamed", CHECKPOINTS, "partial.replace(path)", "pass", RESUME),
+    Mutation(
+        "resume: written in place",
+        CHECKPOINTS,
+        'partial = path.with_name(f".{path.name}.partial")',
+        "partial = path",
+        RESUME,
+    ),
+    Mutation("resume: renamed before it is on the disk", CHECKPOINTS, "os.fsync(file.fileno())", "pass", RESUME),
+    Mutation(
+        "resume: another run's file replaced",
+        CHECKPOINTS,
+        "if not self.resume and self.path.is_file():",
+        "if False:",
+        RESUME,
+    ),
+    Mutation(
+        "resume: SIGTERM between the batches of a step",
+        CHECKPOINTS,
+        "if trainer.at_a_step and not at_epochs_end:",
+        "if not at_epochs_end:",
+        RESUME,
+    ),
+    Mutation(
+        "resume: SIGTERM before an epoch's validation and schedules",
+        CHECKPOINTS,
+        "if trainer.at_a_step and not at_epochs_end:",
+        "if trainer.at_a_step:",
+        RESUME,
+    ),
+    Mutation("resume: SIGTERM writes nothing", CHECKPOINTS, "            self.checkpoint.save(engine)\n", "", RESUME),
+    Mutation(
+        "resume: SIGTERM's handler stays",
+        CHECKPOINTS,
+        "engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._restore)",
+        "pass",
+        RESUME,
+    ),
+    Mutation("processes: Dice of one's own batch", LOSSES, "global_sum(torch.stack([", "(torch.stack([", PROCESSES),
+    Mutation("processes: one's own tumors counted", LOSSES, COUNT, "count = weight.sum().clamp(min=1.0)", PROCESSES),
+    Mutation("processes: gradient of a sum not scaled", DISTRIBUTED, "own = count * values", "own = values", PROCESSES),
+    Mutation("processes: gradients summed", DISTRIBUTED, "flat /= count", "pass", PROCESSES),
+    Mutation(
+        "processes: G's gradients not averaged",
+        TRAINER,
+        "average_gradients(self.method.generator_parameters())",
+        "pass",
+        PROCESSES,
+    ),
+    Mutation(
+        "processes: the discriminators' not averaged", TRAINER, "average_gradients(discriminators)", "pass", PROCESSES
+    ),
+    Mutation(
+        "processes: each one's own first weights",
+        TRAINER,
+        "lambda engine: share_weights(engine.method)",
+        "print",
+        PROCESSES,
+    ),
+    Mutation(
+        "processes: each one's own buffers",
+        DISTRIBUTED,
+        "(*module.parameters(), *module.buffers())",
+        "module.parameters()",
+        PROCESSES,
+    ),
+    Mutation(
+        "processes: losses of the first alone in the logs",
+        TRAINER,
+        "global_mean(torch.stack([value.float() for value in scalars.values()]))",
+        "torch.stack([value.float() for value in scalars.values()])",
+        PROCESSES,
+    ),
+    Mutation(
+        "processes: the same dropout in all",
+        TRAINER,
+        DROPOUT,
+        DROPOUT.replace("self.state.rank", "0"),
+        ("test_trainer.py",),
     ),
 )
 

@@ -1,6 +1,6 @@
 """Overfits TISS-Net on one batch of two phantom patches: every loss term and the Dice of y_c and y_f, by step.
 
-    python tests/benchmarks/overfit.py [--steps 400] [--seed 0] [--output DIR]
+    python tests/benchmarks/overfit.py [--steps 400] [--seed 0] [--cross-entropy 0] [--output DIR]
 
 The networks are small (features 8 to 128, discriminators 8, no dropout), the losses the paper's, with a perceptor S_p
 trained first on the same batch. Prints a Markdown table; with --output also writes overfit.csv and
@@ -145,12 +145,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--perceptor-steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the networks' first weights")
+    parser.add_argument("--cross-entropy", type=float, default=0.0, help="weight added to Dice, 0 the paper's")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     batch = make_batch()
     S_p: nn.Module = UNet2d5(1, 1, features=FEATURES, dropout=NO_DROPOUT)
-    train(SegmentationMethod(S_p, inputs=("target",)), batch, args.perceptor_steps)
+    perceptor = SegmentationMethod(S_p, inputs=("target",), cross_entropy=args.cross_entropy)
+    train(perceptor, batch, args.perceptor_steps)
     with torch.no_grad():
         perceived = dice(S_p(batch["target"]), batch["label"])
     voxels = batch["label"].flatten(1).sum(1).int().tolist()
@@ -163,6 +165,7 @@ def main() -> int:
         D_g=PatchDiscriminator3d(2, features=DISCRIMINATOR_FEATURES),
         D_t=PatchDiscriminator3d(2, features=DISCRIMINATOR_FEATURES),
         S_p=S_p,
+        cross_entropy=args.cross_entropy,
     )
     recorder = Recorder(method, batch, args.steps)
     train(method, batch, args.steps, recorder)
