@@ -1,6 +1,10 @@
-"""The code on CUDA: a step, inference against the CPU, an inverted crop. What needs no GPU is tested elsewhere."""
+"""The code on CUDA: a step, inference against the CPU, a crop inverted, nccl. What needs no GPU is tested elsewhere."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ pytestmark = [
 ]
 
 SMALL = (4, 4, 8, 8, 8)
+PROCESS_SECONDS = 300
 AGREEMENT = 0.02  # largest difference of a probability, bfloat16 on the GPU against float32 on the CPU
 
 
@@ -68,3 +73,16 @@ def test_an_inverted_crop() -> None:
     inverted = Invertd("pred", transform=crop, orig_keys="image", nearest_interp=False)({**cropped, "pred": pred})
     assert inverted["pred"].shape == (4, 12, 12, 6)
     assert inverted["pred"][1, 0, 0, 0].item() == -1
+
+
+def test_a_process_per_gpu_by_nccl(vs_data: Path, bundle_root: Path, tmp_path: Path) -> None:
+    """Training by torchrun on every GPU there is (one is enough for nccl), stopped after an epoch and resumed."""
+    files = str([f"configs/{name}" for name in ("train.json", "multi_gpu_train.json", "debug.yaml")])
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torch.cuda.device_count()}"]
+    command += ["-m", "monai.bundle", "run", "training", "--config_file", files, "--dataset_dir", str(vs_data)]
+    command += ["--run_dir", str(tmp_path), "--weights#perceptibility", "0.0", "--batch_size", "1"]
+    for more in (["--epochs", "1"], ["--epochs", "2", "--resume", "True"]):
+        subprocess.run([sys.executable, *command, *more], cwd=bundle_root, timeout=PROCESS_SECONDS, check=True)
+    last = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert last["trainer"]["iteration"] == 2 * last["trainer"]["epoch_length"]
+    assert all(torch.isfinite(value).all() for value in last["network"].values())

@@ -268,8 +268,8 @@ def test_phantoms(tmp_path, task):
 
 def test_phantoms_are_reproducible(tmp_path):
     counts = {"training": 1, "validation": 0, "testing": 1}
-    for name, seed in (("one", 5), ("two", 5), ("other", 6)):
-        prepare_phantoms(tmp_path / name, "vs", counts, seed=seed)
+    for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 1)):
+        prepare_phantoms(tmp_path / name, "vs", counts, seed=seed, workers=workers)
     assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "other")
 
 
@@ -304,6 +304,7 @@ def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
         (["phantom", "--output", "out", "--training=0", "--validation=0", "--testing=0"], "at least one case"),
         (["phantom", "--output", "out", "--without-tumor", "2"], "--without-tumor is 2.0"),
         (["phantom", "--output", "out", "--seed", "-3"], "--seed is -3"),
+        (["phantom", "--output", "out", "--workers", "0"], "--workers is 0"),
     ],
 )
 def test_user_errors_are_one_line(tmp_path, monkeypatch, caplog, arguments, message):

@@ -20,6 +20,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -105,6 +108,7 @@ def prepare_phantoms(
     seed: int = 0,
     size: str = "small",
     without_tumor: float = 0.15,
+    workers: int = 1,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Write phantoms, numbered through all sections; the same arguments give the same files.
@@ -116,6 +120,7 @@ def prepare_phantoms(
         seed: decides all phantoms.
         size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
+        workers: processes; a phantom of real size takes about 1 GB in each.
         overwrite: replace what an earlier run wrote into `output`.
 
     Returns:
@@ -134,21 +139,19 @@ def prepare_phantoms(
     if (kind, size) not in SIZES:
         sizes = ", ".join(name for of, name in SIZES if of == kind)
         raise ValueError(f"--size is {size!r}, expected one of {sizes} for {task}")
-    shape, spacing = SIZES[(kind, size)]
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}, expected 1 or more")
     _start_output(output, overwrite)
-    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
     order = [section for section in SECTIONS for _ in range(counts[section])]
-    for index, section in enumerate(tqdm(order, desc="prepare phantom", unit="case", disable=None)):
-        case = f"phantom_{task}_{index:04d}"
-        # Without a tumor are the numbers at which the expected count passes a whole number.
-        tumor = int((index + 1) * without_tumor) == int(index * without_tumor)
-        phantom = make_phantom(seed * 100_000 + index, task=task, shape=shape, spacing=spacing, tumor=tumor)
-        (output / case).mkdir(parents=True, exist_ok=True)
-        for modality in TASKS[task].modalities:
-            # Rounded to int16, as scanners store them; it also compresses.
-            voxels = np.rint(phantom.images[modality]).astype(np.int16)
-            _write(nib.Nifti1Image(voxels, phantom.affine), output / prepared_path(case, modality))
-        _write(nib.Nifti1Image(phantom.label, phantom.affine), output / prepared_path(case, "label"))
+    # Without a tumor are the numbers at which the expected count passes a whole number.
+    tumors = [int((i + 1) * without_tumor) == int(i * without_tumor) for i in range(len(order))]
+    write = partial(_write_phantom, output, task, *SIZES[(kind, size)])
+    seeds = [seed * 100_000 + index for index in range(len(order))]
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        written = (pool.map if pool else map)(write, range(len(order)), seeds, tumors)
+        cases = list(tqdm(written, total=len(order), desc="prepare phantom", unit="case", disable=None))
+    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
+    for section, case in zip(order, cases, strict=True):
         sections[section].append(datalist_entry(case, case, task))
     return _finish(output, task, sections, [])
 
@@ -278,6 +281,21 @@ def _refuse_overlap(folder: Path, output: Path) -> None:
         raise ValueError(f"--output {output} overlaps --input {folder}; name a folder outside it")
 
 
+def _write_phantom(
+    output: Path, task: str, shape: Sequence[int], spacing: Sequence[float], index: int, seed: int, tumor: bool
+) -> str:
+    """Make one phantom and write its files; returns the case's name."""
+    case = f"phantom_{task}_{index:04d}"
+    phantom = make_phantom(seed, task=task, shape=shape, spacing=spacing, tumor=tumor)
+    (output / case).mkdir(parents=True, exist_ok=True)
+    for modality in TASKS[task].modalities:
+        # Rounded to int16, as scanners store them; it also compresses.
+        voxels = np.rint(phantom.images[modality]).astype(np.int16)
+        _write(nib.Nifti1Image(voxels, phantom.affine), output / prepared_path(case, modality))
+    _write(nib.Nifti1Image(phantom.label, phantom.affine), output / prepared_path(case, "label"))
+    return case
+
+
 def _start_output(output: Path, overwrite: bool) -> None:
     """Create the folder; a datalist of an earlier run goes first, so that it never names files of two runs."""
     if output.exists() and not output.is_dir():
@@ -331,6 +349,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--without-tumor", type=float, default=0.15, metavar="F", help="fraction of cases, default %(default)s"
     )
+    workers = min(4, os.cpu_count() or 1)
+    command.add_argument("--workers", type=int, default=workers, metavar="N", help="processes, default %(default)s")
     return parser
 
 
@@ -347,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=arguments.seed,
                 size=arguments.size,
                 without_tumor=arguments.without_tumor,
+                workers=arguments.workers,
                 overwrite=arguments.overwrite,
             )
         else:
