@@ -322,19 +322,24 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("files", [["train.json"], ["train.json", "pretrain.json"]], ids=len)
 def test_the_first_of_several_processes_logs_and_draws(files: list[str]) -> None:
-    """The handlers are named by their place in the list; the others must run everywhere."""
-    base = ConfigParser.load_config_files([str(CONFIGS / name) for name in files])
-    parser = ConfigParser(base)
-    parser.update({key: value for key, value in read(PROCESSES).items() if key.endswith("_disabled_")})
-    disabled = {
+    """By one key, wherever the handlers stand in their lists; all others run everywhere."""
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in files]))
+    disabled = [
         (part, handler["_target_"])
         for part in ("train", "validate")
         for handler in parser[f"{part}#handlers"]
-        if isinstance(handler, dict) and handler.get("_disabled_") == "$torch.distributed.get_rank() > 0"
-    }
-    logs = ("StatsHandler", "TensorBoardStatsHandler")
-    expected = {(part, name) for part in ("train", "validate") for name in logs}
-    assert disabled == expected | {("validate", "scripts.handlers.PreviewHandler")}
+        if isinstance(handler, dict) and handler.get("_disabled_") == "$not @first_process"
+    ]
+    assert disabled == [
+        *(("train", name) for name in ("StatsHandler", "TensorBoardStatsHandler")),
+        *(
+            ("validate", name)
+            for name in ("StatsHandler", "TensorBoardStatsHandler", "scripts.handlers.PreviewHandler")
+        ),
+    ]
+    assert parser["first_process"] is True
+    assert read(PROCESSES)["first_process"] == "$torch.distributed.get_rank() == 0"
+    assert not [key for key in read(PROCESSES) if "handlers" in key]
 
 
 @pytest.mark.parametrize(

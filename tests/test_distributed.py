@@ -120,6 +120,7 @@ def stop(batches: list[Batch], *, told: bool) -> dict[str, Any]:
     """A training in which this process may get SIGTERM in iteration 2."""
     trainer, saved = make_trainer(batches), []
     checkpoint = SimpleNamespace(save=lambda engine: saved.append(engine.state.iteration), path="last.pt")
+    trainer.add_event_handler(Events.COMPLETED, checkpoint.save)
     handler = StopOnSignal(checkpoint)  # type: ignore[arg-type]
     if told:
         at = Events.ITERATION_STARTED(once=STOPPED_AFTER)

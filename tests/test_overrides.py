@@ -88,6 +88,14 @@ MISSPELLED: list[tuple[str, str, str]] = [
 ]
 
 MISTYPED: list[tuple[str, str, str]] = [
+    (f"{TRAIN} --epochs 2.5", "", "command line: epochs is 2.5, expected a whole number like 250."),
+    (f"{TRAIN} --patch_size 128,128,16.5", "", "patch_size#2 is 16.5, expected a whole number like 128."),
+    (
+        "run training --config_file configs/train.json configs/glioma.yaml",
+        "",
+        "no file has an entry 'configs/glioma.yaml' to run. Several files are one list: --config_file",
+    ),
+    (f"{TRAIN} --init_id initalize", "", "command line: no file has an entry 'initalize' to run."),
     (TRAIN, "learning_rate: 2e-4", "learning_rate is the text '2e-4', expected a number: write 2.0e-4, without"),
     (TRAIN, "learning_rate: 1.5e3", "learning_rate is the text '1.5e3', expected a number: write 1.5e+3,"),
     (TRAIN, "epochs: '5'", "epochs is the text '5', expected a number: write 5, without quotes."),
@@ -109,7 +117,7 @@ MISTYPED: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 RIGHT: list[tuple[str, str]] = [
-    (f"{TRAIN} --epochs 2.5 --learning_rate 2e-4 --pixdim 1,1,1 --resume", ""),
+    (f"{TRAIN} --epochs 2 --learning_rate 2e-4 --pixdim 1,1,1 --resume", ""),
     (f"{TRAIN} --noresume --amp False --device \"$torch.device('cpu')\"", ""),
     (f"{TRAIN} --epochs @val_interval --my_key 3 --seed @my_key", ""),
     (f"{TRAIN} --tracking mlflow --experiment_name mine --tracking_uri sqlite:///x.db", ""),

@@ -181,7 +181,7 @@ def test_vs_tumor_grows_with_its_diameter_and_is_one_piece(seed, diameter):
 
 
 def test_vs_volumes_and_places_are_those_of_patients():
-    """Around what is measured on shared/data/vs_labels: 1.0 to 2.4 cm3, 19 to 25 mm from the middle of the head."""
+    """Around what was measured on three patients: 1.0 to 2.4 cm3, 19 to 25 mm from the middle of the head."""
     volumes, centers = [], []
     for seed in range(10):
         phantom = make_phantom(seed, task="vs", **CANAL)

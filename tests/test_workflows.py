@@ -393,14 +393,14 @@ def test_more_processes_than_validation_cases_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By MONAI's sampler, in every process and before the first step."""
-    for name, value in {"get_world_size": 3, "get_rank": 0}.items():
+    """In every process and before the first step."""
+    for name, value in {"get_world_size": 3, "get_rank": 0, "is_initialized": True}.items():
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Exception) as raised:
         run_workflow(PROCESSES, overrides(vs_data, tmp_path / "run", **{"weights#perceptibility": 0.0}))
-    assert "the dataset length is less than the number of participating ranks" in messages_of(raised.value)
+    assert "2 validation cases for 3 processes: expected at least one each" in messages_of(raised.value)
 
 
 def test_sigterm_ends_a_run_with_status_143(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
@@ -415,6 +415,26 @@ def test_sigterm_ends_a_run_with_status_143(run_workflow: Run, vs_data: Path, tm
     assert 143 in [getattr(cause, "code", None) for cause in causes]
     assert state(tmp_path / "run" / "checkpoints" / "last.pt")["trainer"]["iteration"] == 1
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_to_a_whole_job_ends_it_in_order(vs_data: Path, tmp_path: Path) -> None:
+    """torchrun signals every process, data workers too, as a cluster does: all stop, the file is written."""
+    last, log = tmp_path / "run" / "checkpoints" / "last.pt", tmp_path / "log"
+    running = torchrun(vs_data, tmp_path / "run", "--epochs", "1000", "--num_workers", "1", log=log)
+    try:
+        for _ in range(10 * PROCESS_SECONDS):
+            if last.is_file() or running.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert last.is_file(), log.read_text()[-3000:]
+        running.terminate()
+        running.wait(KILLED_SECONDS)
+    finally:
+        running.kill()
+    text = log.read_text()
+    assert text.count("SIGTERM: stopped after iteration") == 1, text[-3000:]
+    assert "exited unexpectedly" not in text
+    assert f"iteration {state(last)['trainer']['iteration']}, wrote {last}" in text
 
 
 def test_mlflow_tracks_a_run(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:

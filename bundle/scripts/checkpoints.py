@@ -157,10 +157,9 @@ class StopOnSignal:
     """Ends a training in order when the process is told to (SIGTERM, a cluster's way): last.pt, then exit status 143.
 
     The signal is noticed at the end of an optimizer step, or of the epoch with its validation, by all processes alike.
-    `checkpoint` has to be attached to the trainer before.
 
     Args:
-        checkpoint: what to write.
+        checkpoint: attached to the trainer, it writes the file.
     """
 
     def __init__(self, checkpoint: LastCheckpoint) -> None:
@@ -182,6 +181,10 @@ class StopOnSignal:
         finally:
             signal.signal(signal.SIGTERM, before)
         if self.stopped:
+            state: Any = trainer.state
+            any_process(False, device=state.device)  # nobody leaves before the first process has written the file
+            if not state.rank:
+                logger.warning("SIGTERM: stopped after iteration %d, wrote %s.", state.iteration, self.checkpoint.path)
             sys.exit(128 + signal.SIGTERM)
 
     def _hear(self, number: int, frame: Any) -> None:
@@ -196,10 +199,8 @@ class StopOnSignal:
     def _stop_if_told(self, engine: Engine) -> None:
         state: Any = engine.state
         if any_process(self.told, device=state.device):
-            self.checkpoint.save(engine)
-            logger.warning("SIGTERM: stopped after iteration %d, wrote %s.", state.iteration, self.checkpoint.path)
             self.stopped = True
-            engine.terminate(skip_completed=True)
+            engine.terminate()  # the handlers of COMPLETED follow, the checkpoint among them
 
 
 def _samples_per_iteration(engine: Engine) -> int:

@@ -40,6 +40,7 @@ class Command:
     layers: list[tuple[str, dict[str, Any]]]
     run_id: str
     names: set[str]
+    asked: set[str]  # of the names those that the command gives itself
 
 
 def record(folder: str) -> None:
@@ -78,7 +79,8 @@ def read_command(argv: list[str]) -> Command | None:
     if tracking := given.get("tracking"):
         settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else tracking
         names |= set((settings or ConfigParser.load_config_files(tracking))["configs"])
-    return Command(" ".join(map(_quoted, argv[1:])), layers, run_id, names)
+    asked = {str(given[key]) for key in ("run_id", "init_id", "final_id") if key in given}
+    return Command(" ".join(map(_quoted, argv[1:])), layers, run_id, names, asked)
 
 
 def merged(command: Command) -> dict[str, Any]:
@@ -103,9 +105,11 @@ def _write(config: dict[str, Any], *, folder: Path, command: Command) -> None:
         shutil.copy2(path, kept)
         changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
         logger.info("%s differs from the one before, now %s, in %s", path, kept.name, ", ".join(changed))
+    processes = os.environ.get("WORLD_SIZE")
+    start = f"torchrun --nproc_per_node={processes}" if processes else "python"
     header = (
-        f"# What was run, all files and overrides merged: python -m monai.bundle {' '.join(command.line.split())}\n"
-        f"# Again: python -m monai.bundle run {command.run_id} --config_file {path} --run_dir ANOTHER "
+        f"# What was run, all files and overrides merged: {start} -m monai.bundle {' '.join(command.line.split())}\n"
+        f"# Again: {start} -m monai.bundle run {command.run_id} --config_file {path} --run_dir ANOTHER --resume False "
         "--logging_file configs/logging.conf\n"
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,14 @@ do not go here, nor reading the datalist.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset
+from monai.data.utils import worker_init_fn
 from monai.engines import PrepareBatch
 from monai.transforms import Randomizable
 from torch.utils.data.distributed import DistributedSampler
@@ -84,6 +86,15 @@ class SeededSampler(DistributedSampler):
         indices = list(super().__iter__())[self.start :]
         self.start = 0
         return iter([(self.epoch, index) for index in indices])
+
+
+def start_worker(number: int) -> None:
+    """Prepares a DataLoader's worker as MONAI does, and lets it outlive SIGTERM until the training has stopped.
+
+    A cluster, and torchrun, signal every process of a job; a worker that died of it would end the training in an error.
+    """
+    worker_init_fn(number)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PrepareInputs(PrepareBatch):

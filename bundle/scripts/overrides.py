@@ -71,6 +71,10 @@ def problems(command: Command) -> Iterator[str]:
             yield from (f"{origin}: {message}{hint}" for message in found)
             if not found:
                 merge_kv(config, key, deepcopy(value))
+    for name in sorted(command.asked - set(config.get())):
+        files = name.endswith((".json", ".yaml", ".yml"))
+        hint = " Several files are one list: --config_file \"['first.json','second.yaml']\"." if files else ""
+        yield f"{COMMAND_LINE}: no file has an entry {name!r} to run.{hint}"
 
 
 def _bundle_keys() -> dict[str, str]:
@@ -125,12 +129,16 @@ def _value_problems(path: str, new: Any, old: Any, config: ConfigParser, *, argu
     if kind == "text" and new.lower() in ("true", "false") and expected != "text":
         written = f"{new.capitalize()} on the command line, {new.lower()} without quotes in a file"
         yield f"{path} is the text {new!r}: write {written}."
-    elif kind == "text" and NUMBER.fullmatch(new) and (expected in ("number", "list") or argument and "e" in new):
+    elif (
+        kind == "text" and NUMBER.fullmatch(new) and (expected in ("number", "list") or argument and "e" in new.lower())
+    ):
         yield f"{path} is the text {new!r}, expected a number: write {_number(new)}, without quotes."
     elif not (fits or judged):
         like = old["_target_"] if expected == "component" else f"{old}"
         hint = HINTS.get((kind, expected), "").format(path)
         yield f"{path} is the {kind} {f'{new!r}':.60}, expected a {expected} like {like:.60}.{hint}"
+    elif type(old) is int and isinstance(new, float):
+        yield f"{path} is {new}, expected a whole number like {old}."
     elif kind == "component":
         yield from _component_problems(path, new, old, config)
     elif kind == "list":

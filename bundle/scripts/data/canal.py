@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from scripts.data.canvas import Canvas, either, ellipsoid, tube
 
-# Medial and lateral end of the canal and the middle of the cochlea, mm. The cochleae of the three patients in
-# shared/data/vs_labels lie 68 to 71 mm apart; docs/data.md compares phantoms with them.
+# Medial and lateral end of the canal and the middle of the cochlea, mm. The cochleae of three patients of
+# crossMoDA lie 68 to 71 mm apart.
 PORUS, FUNDUS, COCHLEA = (23.3, 0.0, 0.5), (31.6, 2.6, 0.2), (34.6, 7.2, -3.0)
 BONE = ("bone", "marrow", "air", "mucosa")
 CISTERN = ("csf", "pulsation")

@@ -68,7 +68,7 @@ def make_phantom(
     diameter: float | None = None,
     noise: float = 18.0,
 ) -> PhantomCase:
-    """A synthetic case: the same seed, grid and options give the same voxels.
+    """A synthetic case: on one machine the same seed, grid and options give the same voxels.
 
     Args:
         seed: decides everything that is random; the anatomy does not depend on the grid.
@@ -79,7 +79,7 @@ def make_phantom(
         tumor: draw one; otherwise the label is all zero.
         diameter: of a ball of the tumor's volume (glioma: of its edema), mm; default random, 4.5 to 27 (glioma: 35 to
             84).
-        noise: standard deviation of the complex noise, on the scale where the brightest tissue is about 1000.
+        noise: standard deviation of the complex noise, on the scale where CSF on T2 is about 1000.
 
     Raises:
         ValueError: unknown task, or a grid or diameter that is not positive.
