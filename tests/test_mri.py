@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scripts.data import mri
-from scripts.data.mri import ID, SEQUENCES, TISSUES, Sequence, Tissue
+from scripts.data.mri import ID, SEQUENCES, TISSUES, PulseSequence, Tissue
 
 LN2 = float(np.log(2))
 
@@ -44,7 +44,7 @@ def test_contrast_agent_shortens_relaxation():
 
 def test_unknown_sequence():
     with pytest.raises(ValueError, match="kind 'diffusion', expected spin_echo, gradient_echo or inversion_recovery"):
-        mri.signal(TISSUES["csf"], Sequence("diffusion", 1000, 50))
+        mri.signal(TISSUES["csf"], PulseSequence("diffusion", 1000, 50))
 
 
 @pytest.mark.parametrize("name", TISSUES)

@@ -76,7 +76,7 @@ ID = {name: index for index, name in enumerate(TISSUES)}
 
 
 @dataclass(frozen=True)
-class Sequence:
+class PulseSequence:
     """One pulse sequence and the display scale of its images.
 
     Args:
@@ -99,19 +99,19 @@ class Sequence:
 
 
 # Typical clinical values (ours). The vs protocol's T2 is the heavily weighted one that shows the cisterns.
-_T1 = Sequence("gradient_echo", tr=12, te=4, flip=20, reference=("white", 620))
-SEQUENCES: dict[str, dict[str, Sequence]] = {
+_T1 = PulseSequence("gradient_echo", tr=12, te=4, flip=20, reference=("white", 620))
+SEQUENCES: dict[str, dict[str, PulseSequence]] = {
     "vs": {
         "T1": _T1,
         "ceT1": replace(_T1, contrast=True, reference=("vein", 1000)),
-        "T2": Sequence("spin_echo", tr=4000, te=120),
-        "FLAIR": Sequence("inversion_recovery", tr=9000, te=110, ti=2480, reference=("grey", 550)),
+        "T2": PulseSequence("spin_echo", tr=4000, te=120),
+        "FLAIR": PulseSequence("inversion_recovery", tr=9000, te=110, ti=2480, reference=("grey", 550)),
     },
     "glioma": {
         "T1": _T1,
         "ceT1": replace(_T1, contrast=True),
-        "T2": Sequence("spin_echo", tr=3600, te=82),
-        "FLAIR": Sequence("inversion_recovery", tr=9000, te=110, ti=2480, reference=("grey", 550)),
+        "T2": PulseSequence("spin_echo", tr=3600, te=82),
+        "FLAIR": PulseSequence("inversion_recovery", tr=9000, te=110, ti=2480, reference=("grey", 550)),
     },
 }
 
@@ -142,7 +142,7 @@ def enhanced(tissue: Tissue) -> Tissue:
     )
 
 
-def signal(tissue: Tissue, sequence: Sequence) -> float:
+def signal(tissue: Tissue, sequence: PulseSequence) -> float:
     """Signal of one tissue in one sequence, before scaling; blood's flow effects included.
 
     Raises:
@@ -192,13 +192,13 @@ def vary_tumor(rng: np.random.Generator) -> dict[str, Tissue]:
     }
 
 
-def vary_sequence(rng: np.random.Generator, sequence: Sequence) -> Sequence:
+def vary_sequence(rng: np.random.Generator, sequence: PulseSequence) -> PulseSequence:
     """The sequence with TE, TR and flip angle a few percent off; TI stays, as it is set to null CSF."""
     te, tr, flip = np.exp(rng.normal(0, (0.06, 0.04, 0.05)))
     return replace(sequence, te=sequence.te * te, tr=sequence.tr * tr, flip=sequence.flip * flip)
 
 
-def signal_table(tissues: Mapping[str, Tissue], sequence: Sequence, nominal: Sequence) -> NDArray[np.float32]:
+def signal_table(tissues: Mapping[str, Tissue], sequence: PulseSequence, nominal: PulseSequence) -> NDArray[np.float32]:
     """Intensity by tissue id; scaled by what the nominal sequence gives for its nominal reference tissue."""
     name, intensity = nominal.reference
     scale = intensity / signal(TISSUES[name], nominal)
