@@ -14,12 +14,11 @@ from scripts.data.sources import (
     BRATS_NEW_LABELS,
     BRATS_OLD_LABELS,
     MSD_LABELS,
-    Volume,
-    VolumeError,
     brats_patient,
     find_brats,
     find_msd,
 )
+from scripts.data.volume import NiftiVolume, VolumeError
 
 FIXTURE = Path(__file__).parent / "data" / "Task01_BrainTumour"
 OLD = ("_t1", "_t1ce", "_t2", "_flair", "_seg")
@@ -51,7 +50,7 @@ def test_brats_names(tmp_path, case, suffixes, ending, patient):
     assert [(c.case, c.patient) for c in cases] == [(case, patient)]
     folder = tmp_path / "HGG" / case
     for modality, suffix in zip(("T1", "ceT1", "T2", "FLAIR"), suffixes, strict=False):
-        assert cases[0].images[modality] == Volume(folder / f"{case}{suffix}{ending}")
+        assert cases[0].images[modality] == NiftiVolume(folder / f"{case}{suffix}{ending}")
     assert cases[0].label.path.name == f"{case}{suffixes[-1]}{ending}"
     assert cases[0].label_values is (BRATS_OLD_LABELS if suffixes is OLD else BRATS_NEW_LABELS)
 
@@ -196,15 +195,15 @@ def test_volume_errors(tmp_path):
     other = tmp_path / "other.mgz"
     nib.save(nib.MGHImage(np.zeros((3, 4, 5), np.uint8), np.eye(4)), other)
     for volume, check in (
-        (Volume(tmp_path / "none.nii.gz"), "missing file"),
-        (Volume(flat), "not 3-D"),
-        (Volume(four), "not 3-D"),
-        (Volume(four, 0), "wrong channels"),
-        (Volume(flat, 0), "wrong channels"),
-        (Volume(rgb), "unreadable file"),
-        (Volume(text), "unreadable file"),
-        (Volume(empty), "unreadable file"),
-        (Volume(other), "unreadable file"),
+        (NiftiVolume(tmp_path / "none.nii.gz"), "missing file"),
+        (NiftiVolume(flat), "not 3-D"),
+        (NiftiVolume(four), "not 3-D"),
+        (NiftiVolume(four, 0), "wrong channels"),
+        (NiftiVolume(flat, 0), "wrong channels"),
+        (NiftiVolume(rgb), "unreadable file"),
+        (NiftiVolume(text), "unreadable file"),
+        (NiftiVolume(empty), "unreadable file"),
+        (NiftiVolume(other), "unreadable file"),
     ):
         with pytest.raises(VolumeError) as caught:
             volume.grid()
@@ -216,6 +215,6 @@ def test_truncated_volume(tmp_path):
     path = save(tmp_path / "whole.nii.gz", np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8))
     short = tmp_path / "short.nii.gz"
     short.write_bytes(path.read_bytes()[:4000])
-    assert Volume(short).grid()[0] == (20, 20, 20)
+    assert NiftiVolume(short).grid()[0] == (20, 20, 20)
     with pytest.raises(VolumeError, match="unreadable file"):
-        Volume(short).voxels()
+        NiftiVolume(short).voxels()

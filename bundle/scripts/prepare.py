@@ -43,12 +43,13 @@ from scripts.data.datalist import (
     write_datalist,
 )
 from scripts.data.phantom import SIZES, make_phantom
-from scripts.data.sources import Problem, SourceCase, Volume, VolumeError, find_brats, find_msd
+from scripts.data.sources import NiftiCase, find_brats, find_msd
+from scripts.data.volume import NiftiVolume, Problem, VolumeError
 
 logger = logging.getLogger(__name__)
 
 # Published data sets: how to find their cases below a folder, and the tasks they can serve.
-SOURCES: dict[str, tuple[Callable[[Path], tuple[list[SourceCase], list[Problem]]], tuple[str, ...]]] = {
+SOURCES: dict[str, tuple[Callable[[Path], tuple[list[NiftiCase], list[Problem]]], tuple[str, ...]]] = {
     "brats": (find_brats, ("glioma", "surrogate_t2_cet1")),
     "msd": (find_msd, ("glioma", "surrogate_t2_cet1")),
 }
@@ -198,7 +199,7 @@ def read_split(path: Path, patients: dict[str, str], left_out: Sequence[str] = (
     return sections
 
 
-def _prepare_case(case: SourceCase, output: Path, task: str) -> list[Problem]:
+def _prepare_case(case: NiftiCase, output: Path, task: str) -> list[Problem]:
     """Check one case and, if nothing is wrong, write it."""
     definition = TASKS[task]
     missing = [name for name in definition.modalities if name not in case.images]
@@ -236,7 +237,7 @@ def _prepare_case(case: SourceCase, output: Path, task: str) -> list[Problem]:
     return []
 
 
-def _copy(volume: Volume, path: Path) -> None:
+def _copy(volume: NiftiVolume, path: Path) -> None:
     """Write a volume as a .nii.gz of its own: the same bytes where possible, always the stored numbers and scaling."""
     if volume.channel is None:
         partial = _partial(path)

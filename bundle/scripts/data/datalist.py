@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.sources import Problem, Volume, VolumeError
+from scripts.data.volume import NiftiVolume, Problem, Volume, VolumeError
 
 SECTIONS = ("training", "validation", "testing")
 
@@ -334,8 +334,8 @@ def _entry_problems(place: str, entry: dict[str, Any], task: Task | None) -> lis
 def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[Problem]:
     """Checks of one entry's files; an image that has no header to speak of is not read again."""
     case = entry["case"]
-    volumes = {name: Volume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
-    volumes |= {task.target: Volume(Path(entry["target"])), "label": Volume(Path(entry["label"]))}
+    volumes = {name: NiftiVolume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
+    volumes |= {task.target: NiftiVolume(Path(entry["target"])), "label": NiftiVolume(Path(entry["label"]))}
     problems = grid_problems(case, volumes)
     if check == "headers" or problems:
         return problems

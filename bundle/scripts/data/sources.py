@@ -8,101 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from scripts.data.volume import NiftiVolume, Problem, VolumeError, one_line
+
 MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
-
-# What nibabel raises, depending on where a damaged file breaks.
-_READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error)
-
-
-class Problem(NamedTuple):
-    """One failed check of one case; also one row of excluded.csv."""
-
-    case: str
-    check: str
-    found: str
-    expected: str
-
-
-class VolumeError(ValueError):
-    """A volume that cannot be used; carries what `Problem` needs."""
-
-    def __init__(self, check: str, found: str, expected: str) -> None:
-        super().__init__(f"{check}: found {found}, expected {expected}")
-        self.check, self.found, self.expected = check, found, expected
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A 3-D volume on disk: a NIfTI file, or one channel of a 4-D one.
-
-    Args:
-        path: the file.
-        channel: index along the fourth axis; None for a 3-D file.
-        channels: how many channels the 4-D file must have; ignored without `channel`.
-    """
-
-    path: Path
-    channel: int | None = None
-    channels: int = 4
-
-    def open(self) -> nib.Nifti1Image:
-        """Header and lazy voxels of the file, dimensions and data type checked.
-
-        Raises:
-            VolumeError: missing or unreadable file, or not the dimensions that are meant.
-        """
-        if not self.path.is_file():
-            raise VolumeError("missing file", f"no file {self.path}", "a NIfTI file")
-        try:
-            image = nib.load(self.path)
-        except _READ_ERRORS as error:
-            raise VolumeError("unreadable file", f"{self.path.name}: {_one_line(error)}", "a NIfTI file") from error
-        if not isinstance(image, nib.Nifti1Image):
-            raise VolumeError("unreadable file", f"{self.path.name}: {type(image).__name__}", "a NIfTI file")
-        shape = tuple(image.shape)
-        if self.channel is None and len(shape) != 3:
-            raise VolumeError("not 3-D", f"{self.path.name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
-        if self.channel is not None and (len(shape) != 4 or shape[3] != self.channels):
-            raise VolumeError(
-                "wrong channels", f"{self.path.name}: shape {shape}", f"a 4-D volume with {self.channels} channels"
-            )
-        dtype = np.dtype(image.get_data_dtype())
-        if dtype.kind not in "biuf":
-            raise VolumeError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
-        return image
-
-    def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-        """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
-        image = self.open()
-        return tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
-
-    def voxels(self) -> NDArray:
-        """The 3-D array, scaled as the header says.
-
-        Raises:
-            VolumeError: as `open`, and when the file ends too early.
-        """
-        image = self.open()
-        try:
-            if self.channel is None:
-                return np.asanyarray(image.dataobj)
-            return np.asanyarray(image.dataobj[..., self.channel])
-        except _READ_ERRORS as error:
-            raise VolumeError(
-                "unreadable file", f"{self.path.name}: {_one_line(error)}", "a complete NIfTI file"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -153,17 +68,27 @@ _MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)\.n
 
 
 @dataclass(frozen=True)
-class SourceCase:
-    """One case as published: where its volumes are and what its label values mean."""
+class NiftiCase:
+    """One case published as NIfTI: where its volumes are and what its label values mean.
+
+    Args:
+        case: unique in the data set, and fit for a file name.
+        patient: cases of one patient never part; see `split.py`.
+        cohort: the part of the data set that it comes from, such as a site or a year; a split is stratified by it.
+        images: modality to volume; those that were found.
+        label: label map; None where none is published, as of test cases.
+        label_values: what its values mean; None without label.
+    """
 
     case: str
     patient: str
-    images: dict[str, Volume]
-    label: Volume
-    label_values: LabelValues
+    cohort: str
+    images: dict[str, NiftiVolume]
+    label: NiftiVolume | None
+    label_values: LabelValues | None
 
 
-def find_brats(folder: Path) -> tuple[list[SourceCase], list[Problem]]:
+def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     """Cases of BraTS 2018 to 2024 anywhere below a folder, sorted by case id.
 
     Understands `<case>_{t1,t1ce,t2,flair,seg}` and `<case>-{t1n,t1c,t2w,t2f,seg}`, `.nii` and `.nii.gz`.
@@ -194,9 +119,11 @@ def find_brats(folder: Path) -> tuple[list[SourceCase], list[Problem]]:
         if problem is not None:
             problems.append(problem)
             continue
-        images = {name: Volume(paths[0]) for name, paths in found.items() if name != "label"}
+        images = {name: NiftiVolume(paths[0]) for name, paths in found.items() if name != "label"}
         values = BRATS_NEW_LABELS if case in newer else BRATS_OLD_LABELS
-        cases.append(SourceCase(case, brats_patient(case), images, Volume(found["label"][0]), values))
+        cases.append(
+            NiftiCase(case, brats_patient(case), brats_cohort(case), images, NiftiVolume(found["label"][0]), values)
+        )
     return cases, problems
 
 
@@ -209,7 +136,13 @@ def brats_patient(case: str) -> str:
     return case
 
 
-def find_msd(folder: Path) -> tuple[list[SourceCase], list[Problem]]:
+def brats_cohort(case: str) -> str:
+    """Cohort of a BraTS case id, such as BraTS-SSA, BraTS2021 or Brats18; "BraTS" where the id names none."""
+    match = re.match(r"BraTS-[A-Z]+(?=-\d)|[Bb]ra[Tt][Ss](20)?\d\d(?=_)", case)
+    return match[0] if match is not None else "BraTS"
+
+
+def find_msd(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     """Cases of the Medical Segmentation Decathlon's Task01_BrainTumour, sorted by case id.
 
     Two layouts: as published (`imagesTr/<case>.nii.gz`, 4-D with channels FLAIR, T1w, T1gd, T2w, and
@@ -248,10 +181,10 @@ def find_msd(folder: Path) -> tuple[list[SourceCase], list[Problem]]:
         else:
             if four_d:
                 path = found["images"][0]
-                images = {m: Volume(path, channel, len(MSD_CHANNELS)) for channel, m in enumerate(MSD_CHANNELS)}
+                images = {m: NiftiVolume(path, channel, len(MSD_CHANNELS)) for channel, m in enumerate(MSD_CHANNELS)}
             else:
-                images = {name: Volume(paths[0]) for name, paths in found.items() if name != "label"}
-            cases.append(SourceCase(case, case, images, Volume(found["label"][0]), MSD_LABELS))
+                images = {name: NiftiVolume(paths[0]) for name, paths in found.items() if name != "label"}
+            cases.append(NiftiCase(case, case, "MSD", images, NiftiVolume(found["label"][0]), MSD_LABELS))
     return cases, problems
 
 
@@ -278,13 +211,9 @@ def _check_msd_declaration(path: Path) -> None:
         declared = json.loads(path.read_text(encoding="utf-8"))["modality"]
         channels = [str(declared[str(index)]) for index in range(len(declared))]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot read the channel names ({_one_line(error)}); download it again") from error
+        raise ValueError(f"{path}: cannot read the channel names ({one_line(error)}); download it again") from error
     if [name.lower() for name in channels] != [name.lower() for name in _MSD_DECLARED_CHANNELS]:
         raise ValueError(
             f"{path}: found channels {', '.join(channels)}, expected {', '.join(_MSD_DECLARED_CHANNELS)}; "
             "give the folder of Task01_BrainTumour"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

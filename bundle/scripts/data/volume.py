@@ -1,0 +1,122 @@
+"""One 3-D volume on disk, whatever its format: the protocol, the errors, and NIfTI. DICOM series are in `dicom.py`.
+
+A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets. No
+torch here, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+# What nibabel raises, depending on where a damaged file breaks.
+_READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error)
+
+
+class Problem(NamedTuple):
+    """One failed check of one case; also one row of excluded.csv."""
+
+    case: str
+    check: str
+    found: str
+    expected: str
+
+
+class VolumeError(ValueError):
+    """A volume that cannot be used; carries what `Problem` needs."""
+
+    def __init__(self, check: str, found: str, expected: str) -> None:
+        super().__init__(f"{check}: found {found}, expected {expected}")
+        self.check, self.found, self.expected = check, found, expected
+
+
+class Volume(Protocol):
+    """A 3-D volume that can be asked for its grid, its voxels and its files; everything else may raise VolumeError."""
+
+    def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Shape (X, Y, Z) and 4x4 affine (voxel index to mm, RAS+), from headers alone."""
+
+    def voxels(self) -> NDArray:
+        """The 3-D array in the order of the grid, in the units of the file (scaling applied)."""
+
+    def files(self) -> list[Path]:
+        """Every file that the volume is read from, sorted."""
+
+
+@dataclass(frozen=True)
+class NiftiVolume:
+    """A 3-D volume on disk: a NIfTI file, or one channel of a 4-D one.
+
+    Args:
+        path: the file.
+        channel: index along the fourth axis; None for a 3-D file.
+        channels: how many channels the 4-D file must have; ignored without `channel`.
+    """
+
+    path: Path
+    channel: int | None = None
+    channels: int = 4
+
+    def files(self) -> list[Path]:
+        """The one file."""
+        return [self.path]
+
+    def open(self) -> nib.Nifti1Image:
+        """Header and lazy voxels of the file, dimensions and data type checked.
+
+        Raises:
+            VolumeError: missing or unreadable file, or not the dimensions that are meant.
+        """
+        if not self.path.is_file():
+            raise VolumeError("missing file", f"no file {self.path}", "a NIfTI file")
+        try:
+            image = nib.load(self.path)
+        except _READ_ERRORS as error:
+            raise VolumeError("unreadable file", f"{self.path.name}: {one_line(error)}", "a NIfTI file") from error
+        if not isinstance(image, nib.Nifti1Image):
+            raise VolumeError("unreadable file", f"{self.path.name}: {type(image).__name__}", "a NIfTI file")
+        shape = tuple(image.shape)
+        if self.channel is None and len(shape) != 3:
+            raise VolumeError("not 3-D", f"{self.path.name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
+        if self.channel is not None and (len(shape) != 4 or shape[3] != self.channels):
+            raise VolumeError(
+                "wrong channels", f"{self.path.name}: shape {shape}", f"a 4-D volume with {self.channels} channels"
+            )
+        dtype = np.dtype(image.get_data_dtype())
+        if dtype.kind not in "biuf":
+            raise VolumeError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
+        return image
+
+    def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
+        image = self.open()
+        return tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+
+    def voxels(self) -> NDArray:
+        """The 3-D array, scaled as the header says.
+
+        Raises:
+            VolumeError: as `open`, and when the file ends too early.
+        """
+        image = self.open()
+        try:
+            if self.channel is None:
+                return np.asanyarray(image.dataobj)
+            return np.asanyarray(image.dataobj[..., self.channel])
+        except _READ_ERRORS as error:
+            raise VolumeError(
+                "unreadable file", f"{self.path.name}: {one_line(error)}", "a complete NIfTI file"
+            ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error without line breaks, its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
