@@ -90,7 +90,9 @@ def real_mri(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def prepared(task: str) -> Path:
         if task not in made:
             made[task] = tmp_path_factory.mktemp(f"real_{task}")
-            prepare_source("msd", FIXTURE, made[task], task)
+            split = made[task] / "split.csv"
+            split.write_text("case,split\nBRATS_001,testing\n")
+            prepare_source("msd", FIXTURE, made[task], task, split=split)
         return made[task]
 
     return prepared

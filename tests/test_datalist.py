@@ -13,11 +13,9 @@ import pytest
 
 from scripts.data.datalist import (
     GRID_TOLERANCE_MM,
-    SECTIONS,
     TASKS,
     DatalistError,
     datalist_entry,
-    default_splits,
     load_datalist,
     validate_datalist,
     write_datalist,
@@ -66,8 +64,10 @@ def test_task_table():
     assert table == {
         "vs": (("T2",), "ceT1", "vestibular schwannoma"),
         "glioma": (("T1", "ceT1", "T2"), "FLAIR", "whole tumor"),
+        "vs_cet1": (("ceT1",), "ceT1", "vestibular schwannoma"),
         "surrogate_t2_cet1": (("T2",), "ceT1", "enhancing tumor"),
     }
+    assert TASKS["vs_cet1"].modalities == ("ceT1",)
 
 
 def test_entry_in_the_prepared_layout():
@@ -78,18 +78,6 @@ def test_entry_in_the_prepared_layout():
         "target": "x/x_FLAIR.nii.gz",
         "label": "x/x_label.nii.gz",
     }
-
-
-def test_default_splits_by_hand():
-    splits = default_splits([f"p{index:02d}" for index in range(34)])
-    chosen = {name: [int(p[1:]) for p, section in splits.items() if section == name] for name in SECTIONS}
-    assert chosen["testing"] == [0, 5, 10, 15, 20, 25, 30]
-    assert chosen["validation"] == [1, 11, 21, 31]
-    assert len(chosen["training"]) == 23
-
-
-def test_default_splits_do_not_depend_on_order_or_repetition():
-    assert default_splits(["c", "a", "b", "a"]) == {"a": "testing", "b": "validation", "c": "training"}
 
 
 @pytest.mark.parametrize("check", ["headers", "voxels", None])

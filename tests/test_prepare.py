@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 
 from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
-from scripts.prepare import main, prepare_phantoms, prepare_source, read_split
+from scripts.data.jobs import Options
+from scripts.prepare import main, prepare_phantoms, prepare_source
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 FIXTURE = Path(__file__).parent / "data" / "Task01_BrainTumour"
@@ -45,6 +47,11 @@ def excluded(output: Path) -> list[tuple[str, str]]:
         return [(row["case"], row["check"]) for row in reader]
 
 
+def sections_of(output: Path) -> dict[str, str]:
+    datalist = load_datalist(output / "datalist.json")
+    return {entry["case"]: name for name in SECTIONS for entry in datalist[name]}
+
+
 def digest(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -59,9 +66,9 @@ def test_fixture_is_what_its_readme_says():
 @pytest.mark.parametrize(("task", "values"), [("glioma", (1, 2, 3)), ("surrogate_t2_cet1", (3,))])
 def test_msd(tmp_path, task, values):
     counts = prepare_source("msd", FIXTURE, tmp_path / "out", task)
-    assert counts == {"training": 0, "validation": 0, "testing": 1, "excluded": 0}
+    assert counts == {"training": 1, "validation": 0, "testing": 0, "excluded": 0}
     validate_datalist(tmp_path / "out/datalist.json")
-    (entry,) = load_datalist(tmp_path / "out/datalist.json", "testing")
+    (entry,) = load_datalist(tmp_path / "out/datalist.json", "training")
     source = nib.load(FIXTURE / "imagesTr/BRATS_001.nii.gz")
     seg = np.asarray(nib.load(FIXTURE / "labelsTr/BRATS_001.nii.gz").dataobj)
     names = ("FLAIR", "T1", "ceT1", "T2")
@@ -101,7 +108,7 @@ def test_scaled_4d_keeps_stored_numbers_and_scaling(tmp_path):
     (tmp_path / "in/imagesTr").mkdir(parents=True)
     nib.save(image, tmp_path / "in/imagesTr/x.nii.gz")
     save(tmp_path / "in/labelsTr/x.nii.gz", np.zeros((6, 5, 4), np.uint8))
-    prepare_source("msd", tmp_path / "in", tmp_path / "out", "glioma")
+    prepare_source("msd", tmp_path / "in", tmp_path / "out", Options("glioma", keep_empty=True))
     written = nib.load(tmp_path / "out/x/x_FLAIR.nii.gz")
     assert written.get_data_dtype() == np.int16
     np.testing.assert_array_equal(written.dataobj.get_unscaled(), stored[..., 0])
@@ -145,7 +152,13 @@ def test_unneeded_modalities_are_neither_required_nor_written(tmp_path):
     (tmp_path / "in/x/x_flair.nii.gz").unlink()
     (tmp_path / "in/x/x_t1.nii.gz").write_text("damaged")
     prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1")
-    assert sorted(p.name for p in (tmp_path / "out/x").iterdir()) == ["x_T2.nii.gz", "x_ceT1.nii.gz", "x_label.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out/x").iterdir()) == [
+        "x.json",
+        "x_T2.nii.gz",
+        "x_ceT1.nii.gz",
+        "x_label.nii.gz",
+        "x_overview.png",
+    ]
 
 
 def test_excluded(tmp_path, caplog):
@@ -170,28 +183,54 @@ def test_excluded(tmp_path, caplog):
         ("h_shift", "affine"),
     ]
     assert counts["excluded"] == 7
-    # Of the cases found a_good is first, i_good eighth: exclusions do not move a case to another section.
     datalist = load_datalist(output / "datalist.json")
-    assert {name: [entry["case"] for entry in datalist[name]] for name in SECTIONS} == {
-        "training": ["i_good"],
-        "validation": [],
-        "testing": ["a_good"],
-    }
-    assert sorted(path.name for path in output.iterdir()) == ["a_good", "datalist.json", "excluded.csv", "i_good"]
+    assert sorted(entry["case"] for name in SECTIONS for entry in datalist[name]) == ["a_good", "i_good"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "a_good",
+        "cases.csv",
+        "datalist.json",
+        "excluded.csv",
+        "i_good",
+        "overview.html",
+    ]
     assert "b_both left out: label values: found label: {0, 3, 4}; expected {0, 1, 2, 4} or {0, 1, 2, 3}" in caplog.text
 
 
 def test_time_points_of_a_patient_stay_together(tmp_path):
-    for patient in range(3):
+    for patient in range(5):
         for visit in range(2):
             brats_case(tmp_path / "in", f"BraTS-GLI-0000{patient}-00{visit}", (0, 1, 2, 3))
     prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma")
     datalist = load_datalist(tmp_path / "out/datalist.json")
-    assert {name: [entry["patient"] for entry in datalist[name]] for name in SECTIONS} == {
-        "testing": ["BraTS-GLI-00000"] * 2,
-        "validation": ["BraTS-GLI-00001"] * 2,
-        "training": ["BraTS-GLI-00002"] * 2,
-    }
+    visits = {name: Counter(entry["patient"] for entry in datalist[name]) for name in SECTIONS}
+    assert {name: len(patients) for name, patients in visits.items()} == {"training": 3, "validation": 1, "testing": 1}
+    assert all(count == 2 for patients in visits.values() for count in patients.values())
+
+
+def test_a_stored_split_stays_when_patients_are_added(tmp_path):
+    for case in ("p0", "p1", "p2", "p3"):
+        brats_case(tmp_path / "in", case)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", seed=1)
+    first = sections_of(tmp_path / "out")
+    for case in ("a0", "a1", "a2"):
+        brats_case(tmp_path / "in", case)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", seed=2, overwrite=True)
+    second = sections_of(tmp_path / "out")
+    assert len(second) == 7
+    assert {case: second[case] for case in first} == first
+
+
+def test_cases_csv_is_a_split_file_for_another_task(tmp_path):
+    for index in range(6):
+        brats_case(tmp_path / "in", f"p{index}")
+    prepare_source("brats", tmp_path / "in", tmp_path / "one", "glioma")
+    split = tmp_path / "one/cases.csv"
+    prepare_source("brats", tmp_path / "in", tmp_path / "two", "surrogate_t2_cet1", split=split, seed=7)
+    assert sections_of(tmp_path / "one") == sections_of(tmp_path / "two")
+    with split.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    # Three labeled voxels of 2 mm3.
+    assert row["tumor_mm3"] == "6.0" and row["shape"] == "6 x 5 x 4" and row["spacing_mm"] == "1 x 1 x 2"
 
 
 def test_split_file(tmp_path):
@@ -205,33 +244,6 @@ def test_split_file(tmp_path):
     assert excluded(tmp_path / "out") == [("c", "not in split")]
 
 
-PATIENTS = {"a": "p", "b": "p", "c": "q"}
-
-
-def test_read_split(tmp_path):
-    (tmp_path / "s.csv").write_text("\ufeffsplit,case,note\ntraining,a,\ntraining,b,x\ntesting,c,\ntesting,d,\n")
-    sections = read_split(tmp_path / "s.csv", PATIENTS, ["d"])
-    assert sections == {"a": "training", "b": "training", "c": "testing", "d": "testing"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "found columns none, expected case,split"),
-        ("id,split\na,training\n", "found columns id, split, expected case,split"),
-        ("case,split\na,train\n", "line 2: found split 'train', expected one of training, validation, testing"),
-        ("case,split\na\n", "line 2: found split ''"),
-        ("case,split\na,training\na,training\n", "line 3: second row for case 'a'"),
-        ("case,split\nz,training\n", "1 cases are not in the input folder: z"),
-        ("case,split\na,training\nb,testing\n", "patient p is in training and testing"),
-    ],
-)
-def test_wrong_split_files(tmp_path, text, message):
-    (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_split(tmp_path / "s.csv", PATIENTS)
-
-
 def test_overwrite(tmp_path):
     brats_case(tmp_path / "in", "x")
     arguments = ("brats", tmp_path / "in", tmp_path / "out")
@@ -242,7 +254,7 @@ def test_overwrite(tmp_path):
     assert load_datalist(tmp_path / "out/datalist.json")["task"] == "surrogate_t2_cet1"
 
 
-def test_failure_while_writing_leaves_no_datalist_and_no_partial_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_datalist_and_no_part_of_a_case(tmp_path, monkeypatch, caplog):
     brats_case(tmp_path / "in", "x")
 
     def full(image, path):
@@ -250,12 +262,13 @@ def test_failure_while_writing_leaves_no_datalist_and_no_partial_file(tmp_path, 
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nib, "save", full)
-    assert main(["brats", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 1
-    left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert left == ["x_FLAIR.nii.gz", "x_T1.nii.gz", "x_T2.nii.gz", "x_ceT1.nii.gz"]
+    command = ["brats", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 1
+    assert "No space left on device" in caplog.text
+    assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("task", ["vs", "glioma", "surrogate_t2_cet1"])
+@pytest.mark.parametrize("task", ["vs", "vs_cet1", "glioma", "surrogate_t2_cet1"])
 def test_phantoms(tmp_path, task):
     counts = prepare_phantoms(tmp_path, task, {"training": 2, "validation": 1, "testing": 0}, without_tumor=0.5)
     assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
@@ -277,16 +290,16 @@ def test_phantoms_are_reproducible(tmp_path):
 def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
     from scripts import prepare
 
-    drawn = []
+    class Seen(Exception):
+        pass
 
-    def small(seed, *, tumor, **arguments):
-        drawn.append(tumor)
-        return original(seed, tumor=tumor, **{**arguments, "shape": (8, 8, 4)})
+    def run_jobs(jobs, *others, **options):
+        raise Seen([index for index, job in enumerate(jobs) if not job.options["tumor"]])
 
-    original = prepare.make_phantom
-    monkeypatch.setattr(prepare, "make_phantom", small)
-    prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
-    assert [index for index, tumor in enumerate(drawn) if not tumor] == without
+    monkeypatch.setattr(prepare, "run_jobs", run_jobs)
+    with pytest.raises(Seen) as seen:
+        prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
+    assert seen.value.args[0] == without
 
 
 @pytest.mark.parametrize(
@@ -325,11 +338,14 @@ def test_command_line_in_its_own_process(tmp_path):
 
     done = run("msd", "--input", str(FIXTURE), "--output", str(tmp_path / "out"))
     assert done.returncode == 0
-    assert done.stdout == f"{tmp_path / 'out/datalist.json'}: training 0, validation 0, testing 1, excluded 0\n"
+    assert done.stdout == f"{tmp_path / 'out/datalist.json'}: training 1, validation 0, testing 0, excluded 0\n"
     failed = run("brats", "--input", "nowhere", "--output", str(tmp_path / "new"))
     assert failed.returncode == 1
     assert failed.stderr == "ERROR: nowhere: no such folder, expected the brats data set as downloaded\n"
     assert run("brats", "--output", "x").returncode == 2
+    assert run("brats", "--input", str(tmp_path)).returncode == 2
+    listed = run("msd", "--input", str(FIXTURE), "--list")
+    assert listed.stdout == "BRATS_001: patient BRATS_001, cohort MSD, 2 files\n1 cases, 0 left out\n"
 
 
 @pytest.mark.parametrize("task", ["glioma", "surrogate_t2_cet1"])

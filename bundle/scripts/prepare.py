@@ -1,110 +1,127 @@
-"""Turns a published data set, or phantoms, into `<output>/<case>/*.nii.gz`, datalist.json and excluded.csv.
+"""Turns what archives hand out, or phantoms, into `<output>/<case>/*.nii.gz`, datalist.json and a page to look at.
 
 Run from the bundle's root:
 
+    python -m scripts.prepare vs_seg --input DOWNLOADED --output data/vs
     python -m scripts.prepare brats --input DOWNLOADED --output data/glioma --task glioma
-    python -m scripts.prepare msd --input Task01_BrainTumour --output data/msd --task glioma
+    python -m scripts.prepare nifti --input DIR --output data/own --pattern "T2={case}/T2.nii.gz" ...
+    python -m scripts.prepare dicom --input DIR --output data/scans
     python -m scripts.prepare phantom --output data/phantom --task vs --training 20 --validation 4 --testing 8
 
-What a data set looks like on disk belongs in `data/sources.py`, what a prepared folder looks like in
-`data/datalist.py`. Nothing is resampled or normalized here: intensities, grid and affine stay the data set's. No torch.
+The command line, and what is written for all cases together. How one case is written, checked and found finished
+belongs to `data/preparation.py`, data sets to the modules of `data/`. Prepared scans are whole: crops are transforms.
+No torch here.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
-import nibabel as nib
-import numpy as np
-from nibabel.arrayproxy import ArrayProxy
-from numpy.typing import NDArray
-from tqdm import tqdm
-
-from scripts.data.datalist import (
-    SECTIONS,
-    TASKS,
-    datalist_entry,
-    default_splits,
-    grid_problems,
-    image_problem,
-    prepared_path,
-    write_datalist,
-)
-from scripts.data.phantom import SIZES, make_phantom
-from scripts.data.sources import NiftiCase, find_brats, find_msd
-from scripts.data.volume import NiftiVolume, Problem, VolumeError
+from scripts.data.datalist import SECTIONS, TASKS, datalist_entry, write_datalist
+from scripts.data.jobs import SOURCES, Found, Options, case_names, find_jobs, phantom_jobs
+from scripts.data.phantom import SIZES, phantom_kind
+from scripts.data.preparation import Outcome, run_jobs
+from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
+from scripts.data.volume import Problem
+from scripts.overview import OverviewCase, draw_case, write_overview
 
 logger = logging.getLogger(__name__)
 
-# Published data sets: how to find their cases below a folder, and the tasks they can serve.
-SOURCES: dict[str, tuple[Callable[[Path], tuple[list[NiftiCase], list[Problem]]], tuple[str, ...]]] = {
-    "brats": (find_brats, ("glioma", "surrogate_t2_cet1")),
-    "msd": (find_msd, ("glioma", "surrogate_t2_cet1")),
-}
+SCANS_FOLDER = "scans_only"
 
 
 def prepare_source(
-    source: str, folder: Path, output: Path, task: str, *, split: Path | None = None, overwrite: bool = False
+    source: str,
+    folder: Path | Sequence[Path],
+    output: Path,
+    options: Options | str,
+    *,
+    split: Path | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, int]:
-    """Prepare every usable case of a published data set.
+    """Prepare every usable case of a data set.
 
     Args:
         source: a key of `SOURCES`.
-        folder: the data set as downloaded.
+        folder: the data set as downloaded; several folders where its parts lie apart.
         output: folder to write; must not hold a datalist yet.
-        task: a key of `TASKS` that the source serves.
-        split: CSV with columns case, split; default `default_splits`, by patient, over all cases found.
-        overwrite: replace what an earlier run wrote into `output`.
+        options: what the source needs to know; or a task, a key of `TASKS` that the source serves.
+        split: CSV with columns case, split; default the sections in cases.csv of an earlier run, and
+            `stratified_split` for all other patients.
+        fractions: of the patients, in training, validation and testing.
+        seed: of the split.
+        overwrite: replace the datalist of an earlier run into `output`; its finished cases are used again where
+            neither input nor options changed.
 
     Returns:
-        Number of cases per section, and under "excluded" of those left out.
+        Number of cases per section (under "scans" where there are no sections), and under "excluded" of those left out.
 
     Raises:
         FileNotFoundError: no such folder or split file.
         ValueError: no case found, no case usable, a wrong split file, or an output that may not be written.
+        RuntimeError: a worker process was killed.
     """
-    find, tasks = SOURCES[source]
-    if task not in tasks:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(tasks)} for {source}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, expected the {source} data set as downloaded")
-    _refuse_overlap(folder, output)
-    found, problems = find(folder)
-    if not found and not problems:
-        raise ValueError(f"{folder}: no {source} case found; docs/data.md lists the file names that are understood")
-    splits = default_splits(case.patient for case in found)
-    section_of = {case.case: splits[case.patient] for case in found}
+    options = Options(options) if isinstance(options, str) else options
+    folders = [folder] if isinstance(folder, Path) else list(folder)
+    for each in folders:
+        if not each.is_dir():
+            raise FileNotFoundError(f"{each}: no such folder, expected the {source} data set as downloaded")
+        _refuse_overlap(each, output)
+    found = find_source(source, folders, options)
+    jobs = found.jobs
     if split is not None:
-        section_of = read_split(split, {case.case: case.patient for case in found}, [p.case for p in problems])
+        sections = read_split(split, {job.case: job.patient for job in jobs}, [p.case for p in found.problems])
+        absent = [job for job in jobs if job.case not in sections]
+        found.problems += [
+            Problem(job.case, "not in split", f"no row in {split}", "one row per case") for job in absent
+        ]
+        jobs = [job for job in jobs if job.case in sections]
     _start_output(output, overwrite)
-    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-    for case in tqdm(found, desc=f"prepare {source}", unit="case", disable=None):
-        if case.case not in section_of:
-            wrong = [Problem(case.case, "not in split", f"no row in {split}", "one row per case")]
-        else:
-            wrong = _prepare_case(case, output, task)
-        problems += wrong
-        if not wrong:
-            sections[section_of[case.case]].append(datalist_entry(case.case, case.patient, task))
-    return _finish(output, task, sections, problems)
+    names = case_names(source, options.task)
+    keep_empty = options.keep_empty or TASKS[options.task].structure == "enhancing tumor"
+    outcomes = run_jobs(
+        jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw_case
+    )
+    problems = found.problems + [problem for outcome in outcomes for problem in outcome.problems]
+    usable = [outcome for outcome in outcomes if not outcome.problems]
+    if found.scans:
+        problems += _prepare_scans(found, output / SCANS_FOLDER, options)
+    if "label" not in names:
+        return _finish(output, source, options.task, {"scans": usable}, problems)
+    if split is None:
+        earlier = _earlier_sections(output)
+        decided = stratified_split(_strata(usable), fractions=fractions, seed=seed, kept=earlier)
+        sections = {outcome.case: decided[outcome.patient] for outcome in usable}
+    return _finish(output, source, options.task, _by_section(usable, sections), problems)
+
+
+def find_source(source: str, folders: Sequence[Path], options: Options) -> Found:
+    """Cases of a source, from names and headers alone; logs the notes.
+
+    Raises:
+        ValueError: nothing that looks like the source.
+    """
+    found = find_jobs(source, folders, options)
+    if not found.jobs and not found.problems and not found.scans:
+        shown = ", ".join(map(str, folders))
+        raise ValueError(f"{shown}: no {source} case found; docs/data.md lists the file names that are understood")
+    for note in found.notes:
+        logger.warning("%s", note)
+    return found
 
 
 def prepare_phantoms(
     output: Path,
     task: str,
-    counts: dict[str, int],
+    counts: Mapping[str, int],
     *,
     seed: int = 0,
     size: str = "small",
@@ -122,21 +139,22 @@ def prepare_phantoms(
         size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
         workers: processes; a phantom of real size takes about 1 GB in each.
-        overwrite: replace what an earlier run wrote into `output`.
+        overwrite: as in `prepare_source`.
 
     Returns:
-        Number of cases per section, and 0 under "excluded".
+        Number of cases per section, and under "excluded" of those left out.
 
     Raises:
         ValueError: no case asked for, a negative number, or an output that may not be written.
+        RuntimeError: a worker process was killed.
     """
     if min(counts.values()) < 0 or sum(counts.values()) == 0:
-        raise ValueError(f"found counts {counts}, expected no negative number and at least one case")
+        raise ValueError(f"found counts {dict(counts)}, expected no negative number and at least one case")
     if not 0 <= without_tumor <= 1:
         raise ValueError(f"--without-tumor is {without_tumor}, expected a fraction from 0 to 1")
     if seed < 0:
         raise ValueError(f"--seed is {seed}, expected 0 or more")
-    kind = "vs" if task == "vs" else "glioma"
+    kind = phantom_kind(task)
     if (kind, size) not in SIZES:
         sizes = ", ".join(name for of, name in SIZES if of == kind)
         raise ValueError(f"--size is {size!r}, expected one of {sizes} for {task}")
@@ -146,155 +164,54 @@ def prepare_phantoms(
     order = [section for section in SECTIONS for _ in range(counts[section])]
     # Without a tumor are the numbers at which the expected count passes a whole number.
     tumors = [int((i + 1) * without_tumor) == int(i * without_tumor) for i in range(len(order))]
-    write = partial(_write_phantom, output, task, *SIZES[(kind, size)])
-    seeds = [seed * 100_000 + index for index in range(len(order))]
-    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
-        written = (pool.map if pool else map)(write, range(len(order)), seeds, tumors)
-        cases = list(tqdm(written, total=len(order), desc="prepare phantom", unit="case", disable=None))
-    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-    for section, case in zip(order, cases, strict=True):
-        sections[section].append(datalist_entry(case, case, task))
-    return _finish(output, task, sections, [])
+    jobs = phantom_jobs(task, [seed * 100_000 + i for i in range(len(order))], tumors, *SIZES[(kind, size)])
+    names = case_names("phantom", task)
+    outcomes = run_jobs(jobs, output, names, title="phantom", workers=workers, keep_empty=True, draw=draw_case)
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    sections = {job.case: section for job, section in zip(jobs, order, strict=True)}
+    usable = [outcome for outcome in outcomes if not outcome.problems]
+    return _finish(output, "phantom", task, _by_section(usable, sections), problems)
 
 
-def read_split(path: Path, patients: dict[str, str], left_out: Sequence[str] = ()) -> dict[str, str]:
-    """Section of each case from a CSV with columns case, split.
+def _prepare_scans(found: Found, output: Path, options: Options) -> list[Problem]:
+    """Scans for inference alone, in a folder of their own; returns what leaves some out."""
+    output.mkdir(exist_ok=True)
+    outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, draw=draw_case)
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    usable = [outcome for outcome in outcomes if not outcome.problems]
+    _write_page(output, "scans without truth", {"scans": usable}, problems)
+    return problems
 
-    Args:
-        path: the CSV file; `split` is training, validation or testing.
-        patients: case id to patient id of all cases found.
-        left_out: cases that were found and are excluded already; rows for them are no error.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: missing columns, unknown section or case, two rows for a case, a patient in two sections.
-    """
+def _strata(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, float]]:
+    """Cohort and tumor volume of each patient, the largest of several cases."""
+    strata: dict[str, tuple[str, float]] = {}
+    for outcome in outcomes:
+        volume = max(outcome.tumor_mm3 or 0.0, strata.get(outcome.patient, ("", 0.0))[1])
+        strata[outcome.patient] = (outcome.cohort, volume)
+    return strata
+
+
+def _earlier_sections(output: Path) -> dict[str, str]:
+    """Section of each patient in cases.csv of an earlier run into the folder, which stays."""
+    path = output / "cases.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such split file, expected a CSV with columns case,split")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        if not {"case", "split"} <= set(columns):
-            found = ", ".join(columns) or "none"
-            raise ValueError(f"{path}: found columns {found}, expected case,split in the first line")
-        rows = [((row["case"] or "").strip(), (row["split"] or "").strip()) for row in reader]
-    sections: dict[str, str] = {}
-    for line, (case, section) in enumerate(rows, start=2):
-        if section not in SECTIONS:
-            raise ValueError(f"{path}, line {line}: found split {section!r}, expected one of {', '.join(SECTIONS)}")
-        if case in sections:
-            raise ValueError(f"{path}, line {line}: second row for case {case!r}, expected one; remove it")
-        sections[case] = section
-    unknown = [case for case in sections if case not in patients and case not in left_out]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(f"{path}: {len(unknown)} cases are not in the input folder: {shown}; remove their rows")
-    of_patient: dict[str, str] = {}
-    for case, section in sections.items():
-        if case in patients and of_patient.setdefault(patients[case], section) != section:
-            raise ValueError(
-                f"{path}: patient {patients[case]} is in {of_patient[patients[case]]} and {section}; "
-                "move all cases of the patient into one section"
-            )
-    return sections
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        earlier = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(file)}
+    kept = {patient: section for patient, section in earlier.items() if section in SECTIONS}
+    logger.info("%s decides the sections of %d patients; delete it for a new split", path, len(kept))
+    return kept
 
 
-def _prepare_case(case: NiftiCase, output: Path, task: str) -> list[Problem]:
-    """Check one case and, if nothing is wrong, write it."""
-    definition = TASKS[task]
-    missing = [name for name in definition.modalities if name not in case.images]
-    if missing:
-        expected = ", ".join(definition.modalities)
-        return [Problem(case.case, "missing file", f"no {', '.join(missing)}", expected)]
-    volumes = {name: case.images[name] for name in definition.modalities}
-    problems = grid_problems(case.case, {**volumes, "label": case.label})
-    if problems:
-        return problems
-    mask: NDArray[np.uint8] | None = None
-    for name, volume in {**volumes, "label": case.label}.items():
-        try:
-            voxels = volume.voxels()
-            if name == "label":
-                mask = case.label_values.mask(voxels, definition.structure)
-                continue
-        except VolumeError as error:
-            problems.append(Problem(case.case, error.check, f"{name}: {error.found}", error.expected))
-            continue
-        problem = image_problem(case.case, name, voxels)
-        if problem is not None:
-            problems.append(problem)
-    if problems or mask is None:
-        return problems
-    (output / case.case).mkdir(parents=True, exist_ok=True)
-    for name, volume in volumes.items():
-        _copy(volume, output / prepared_path(case.case, name))
-    target = volumes[definition.target].open()
-    header = target.header.copy()
-    header.set_data_shape(mask.shape)
-    header.set_data_dtype(np.uint8)
-    header["cal_min"] = header["cal_max"] = 0
-    _write(nib.Nifti1Image(mask, target.affine, header), output / prepared_path(case.case, "label"))
-    return []
-
-
-def _copy(volume: NiftiVolume, path: Path) -> None:
-    """Write a volume as a .nii.gz of its own: the same bytes where possible, always the stored numbers and scaling."""
-    if volume.channel is None:
-        partial = _partial(path)
-        try:
-            with volume.path.open("rb") as source, partial.open("wb") as target:
-                if volume.path.name.endswith(".gz"):
-                    shutil.copyfileobj(source, target)
-                else:
-                    with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as compressed:
-                        shutil.copyfileobj(source, compressed)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return
-    image = volume.open()
-    header = image.header.copy()
-    proxy = cast(ArrayProxy, image.dataobj)
-    stored = np.asarray(proxy.get_unscaled()[..., volume.channel])
-    header.set_data_shape(stored.shape)
-    single = nib.Nifti1Image(stored, image.affine, header)
-    single.header.set_slope_inter(proxy.slope, proxy.inter)  # Creating an image clears them.
-    _write(single, path)
-
-
-def _write(image: nib.Nifti1Image, path: Path) -> None:
-    """Save under a temporary name, then rename: no reader ever meets half a file."""
-    partial = _partial(path)
-    try:
-        nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".partial{os.getpid()}_{path.name}")
+def _by_section(outcomes: Sequence[Outcome], sections: Mapping[str, str]) -> dict[str, list[Outcome]]:
+    return {name: [o for o in outcomes if sections[o.case] == name] for name in SECTIONS}
 
 
 def _refuse_overlap(folder: Path, output: Path) -> None:
     source, target = folder.resolve(), output.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise ValueError(f"--output {output} overlaps --input {folder}; name a folder outside it")
-
-
-def _write_phantom(
-    output: Path, task: str, shape: Sequence[int], spacing: Sequence[float], index: int, seed: int, tumor: bool
-) -> str:
-    """Make one phantom and write its files; returns the case's name."""
-    case = f"phantom_{task}_{index:04d}"
-    phantom = make_phantom(seed, task=task, shape=shape, spacing=spacing, tumor=tumor)
-    (output / case).mkdir(parents=True, exist_ok=True)
-    for modality in TASKS[task].modalities:
-        # Rounded to int16, as scanners store them; it also compresses.
-        voxels = np.rint(phantom.images[modality]).astype(np.int16)
-        _write(nib.Nifti1Image(voxels, phantom.affine), output / prepared_path(case, modality))
-    _write(nib.Nifti1Image(phantom.label, phantom.affine), output / prepared_path(case, "label"))
-    return case
 
 
 def _start_output(output: Path, overwrite: bool) -> None:
@@ -309,38 +226,131 @@ def _start_output(output: Path, overwrite: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def _finish(output: Path, task: str, sections: dict[str, list[dict]], problems: Sequence[Problem]) -> dict[str, int]:
-    """Write excluded.csv, then, if any case is left, datalist.json."""
-    excluded = output / "excluded.csv"
-    partial = _partial(excluded)
+def _finish(
+    output: Path, source: str, task: str, sections: Mapping[str, list[Outcome]], problems: Sequence[Problem]
+) -> dict[str, int]:
+    """Write excluded.csv, cases.csv, the page and, last, datalist.json.
+
+    Raises:
+        ValueError: no case is left.
+    """
+    _write_excluded(output / "excluded.csv", problems)
+    for problem in problems:
+        logger.warning("%s left out: %s: found %s; expected %s", *problem)
+    counts = {name: len(outcomes) for name, outcomes in sections.items()}
+    _write_page(output, f"{source}, task {task}", sections, problems)
+    if not any(counts.values()):
+        raise ValueError(f"none of the cases can be used; {output / 'excluded.csv'} says why for each")
+    warned = [o.case for outcomes in sections.values() for o in outcomes if o.facts.warnings]
+    if warned:
+        logger.warning("%d cases have warnings, first on the page: %s", len(warned), ", ".join(warned[:5]))
+    if set(sections) == set(SECTIONS):
+        rows = [_row(outcome, name) for name, outcomes in sections.items() for outcome in outcomes]
+        write_split(output / "cases.csv", rows)
+        entries = {
+            name: [datalist_entry(o.case, o.patient, task) for o in outcomes] for name, outcomes in sections.items()
+        }
+        write_datalist(output / "datalist.json", task, entries)
+    for name, count in counts.items():
+        if count == 0:
+            logger.warning("section %s is empty; --split or --fractions decide otherwise", name)
+    return {**counts, "excluded": len({problem.case for problem in problems})}
+
+
+def _row(outcome: Outcome, section: str) -> dict[str, object]:
+    """Row of cases.csv."""
+    return {
+        "case": outcome.case,
+        "patient": outcome.patient,
+        "cohort": outcome.cohort,
+        "split": section,
+        "tumor_mm3": outcome.tumor_mm3,
+        "shape": " x ".join(map(str, outcome.shape)),
+        "spacing_mm": " x ".join(f"{size:g}" for size in outcome.spacing),
+        "facts": "; ".join(f"{name}: {text}" for name, text in outcome.facts.shown.items()),
+        "warnings": "; ".join(outcome.facts.warnings),
+    }
+
+
+def _write_excluded(path: Path, problems: Sequence[Problem]) -> None:
+    partial = path.with_name(f".partial_{path.name}")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
         writer.writerows(problems)
-    partial.replace(excluded)
-    for problem in problems:
-        logger.warning("%s left out: %s: found %s; expected %s", *problem)
-    counts = {name: len(entries) for name, entries in sections.items()}
-    if not any(counts.values()):
-        raise ValueError(f"none of the cases can be used; {excluded} says why for each")
-    write_datalist(output / "datalist.json", task, sections)
-    for name, count in counts.items():
-        if count == 0:
-            logger.warning("section %s is empty; --split decides otherwise", name)
-    return {**counts, "excluded": len({problem.case for problem in problems})}
+    partial.replace(path)
+
+
+def _write_page(output: Path, title: str, sections: Mapping[str, list[Outcome]], problems: Sequence[Problem]) -> None:
+    shown = [
+        OverviewCase(
+            case=outcome.case,
+            patient=outcome.patient,
+            cohort=outcome.cohort,
+            section=name,
+            tumor_mm3=outcome.tumor_mm3,
+            shape=outcome.shape,
+            spacing=outcome.spacing,
+            facts=outcome.facts.shown,
+            warnings=tuple(outcome.facts.warnings),
+        )
+        for name, outcomes in sections.items()
+        for outcome in outcomes
+    ]
+    write_overview(output / "overview.html", title, shown, problems)
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=TEXT of a repeated option."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise ValueError(f"{option} {text!r}: expected NAME=TEXT, such as T2=...")
+        if name in pairs:
+            raise ValueError(f"{option} gives {name} twice")
+        pairs[name] = value
+    return pairs
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="source", required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="docs/data.md says what each source must look like and what is checked.",
+    )
+    commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    common.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
-    for name, (find, tasks) in SOURCES.items():
+    common.add_argument("--output", type=Path, metavar="DIR", help="folder to write")
+    common.add_argument("--overwrite", action="store_true", help="replace the datalist of an earlier run there")
+    common.add_argument("--strict", action="store_true", help="end with an error when any case is left out")
+    workers = min(4, os.cpu_count() or 1)
+    common.add_argument("--workers", type=int, default=workers, metavar="N", help="processes, default %(default)s")
+    for name, (tasks, find) in SOURCES.items():
         command = commands.add_parser(name, parents=[common], help=(find.__doc__ or "").splitlines()[0])
-        command.add_argument("--input", type=Path, required=True, metavar="DIR", help="the data set as downloaded")
+        command.add_argument("--input", type=Path, nargs="+", required=True, metavar="DIR", help="as downloaded")
         command.add_argument("--task", choices=tasks, default=tasks[0], help="default %(default)s")
-        command.add_argument("--split", type=Path, metavar="CSV", help="columns case,split; default: see docs/data.md")
+        command.add_argument("--list", action="store_true", help="only say what is there, from names and headers")
+        if name in ("vs_seg", "dicom"):
+            command.add_argument(
+                "--series", nargs="+", default=[], metavar="MODALITY=REGEX", help="searched in SeriesDescription"
+            )
+        if name == "dicom":
+            continue
+        command.add_argument("--split", type=Path, metavar="CSV", help="columns case,split")
+        command.add_argument(
+            "--fractions", type=float, nargs=3, default=FRACTIONS, metavar="F", help="training, validation, testing"
+        )
+        command.add_argument("--seed", type=int, default=0, help="of the split, default %(default)s")
+        command.add_argument("--keep-empty", action="store_true", help="a mask without tumor is legal")
+        if name == "vs_seg":
+            command.add_argument("--structure", nargs="+", metavar="NAME", help="names of the tumor in contours")
+        if name == "nifti":
+            command.add_argument(
+                "--pattern", nargs="+", required=True, metavar="NAME=PATTERN", help="of each modality and of label"
+            )
+            command.add_argument("--label-values", type=int, nargs="+", metavar="N", help="that are tumor, default 1")
+            command.add_argument("--register", action="store_true", help="bring other grids onto the first modality's")
     command = commands.add_parser("phantom", parents=[common], help="Synthetic cases, for tests and demos.")
     command.add_argument("--task", choices=tuple(TASKS), default="vs", help="default %(default)s")
     for name, count in zip(SECTIONS, (20, 4, 8), strict=True):
@@ -350,40 +360,84 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--without-tumor", type=float, default=0.15, metavar="F", help="fraction of cases, default %(default)s"
     )
-    workers = min(4, os.cpu_count() or 1)
-    command.add_argument("--workers", type=int, default=workers, metavar="N", help="processes, default %(default)s")
     return parser
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """What the command line says about the source; options that a source lacks have their defaults."""
+    given = vars(arguments)
+    return Options(
+        task=arguments.task,
+        workers=arguments.workers,
+        keep_empty=given.get("keep_empty", False),
+        register=given.get("register", False),
+        patterns=_pairs(given.get("pattern", ()), "--pattern"),
+        label_values=None if given.get("label_values") is None else tuple(given["label_values"]),
+        series=_pairs(given.get("series", ()), "--series"),
+        structure=None if given.get("structure") is None else tuple(given["structure"]),
+    )
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, int]:
+    if arguments.workers < 1:
+        raise ValueError(f"--workers is {arguments.workers}, expected 1 or more")
+    if arguments.source == "phantom":
+        return prepare_phantoms(
+            arguments.output,
+            arguments.task,
+            {name: getattr(arguments, name) for name in SECTIONS},
+            seed=arguments.seed,
+            size=arguments.size,
+            without_tumor=arguments.without_tumor,
+            workers=arguments.workers,
+            overwrite=arguments.overwrite,
+        )
+    given = vars(arguments)
+    return prepare_source(
+        arguments.source,
+        arguments.input,
+        arguments.output,
+        _options(arguments),
+        split=given.get("split"),
+        fractions=given.get("fractions", FRACTIONS),
+        seed=given.get("seed", 0),
+        overwrite=arguments.overwrite,
+    )
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    """Write what was found to standard output, a line per case."""
+    found = find_source(arguments.source, arguments.input, _options(arguments))
+    for job in [*found.jobs, *found.scans]:
+        sys.stdout.write(f"{job.case}: patient {job.patient}, cohort {job.cohort}, {len(job.files)} files\n")
+    for problem in found.problems:
+        sys.stdout.write("{}: {}: found {}; expected {}\n".format(*problem))
+    cases = len({problem.case for problem in found.problems})
+    sys.stdout.write(f"{len(found.jobs) + len(found.scans)} cases, {cases} left out\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 after a one-line error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     try:
-        if arguments.source == "phantom":
-            counts = prepare_phantoms(
-                arguments.output,
-                arguments.task,
-                {name: getattr(arguments, name) for name in SECTIONS},
-                seed=arguments.seed,
-                size=arguments.size,
-                without_tumor=arguments.without_tumor,
-                workers=arguments.workers,
-                overwrite=arguments.overwrite,
-            )
-        else:
-            counts = prepare_source(
-                arguments.source,
-                arguments.input,
-                arguments.output,
-                arguments.task,
-                split=arguments.split,
-                overwrite=arguments.overwrite,
-            )
-    except (ValueError, OSError) as error:
+        if getattr(arguments, "list", False):
+            _list(arguments)
+            return 0
+        if arguments.output is None:
+            parser.error("--output DIR is needed")
+        counts = _run(arguments)
+        if arguments.strict and counts["excluded"]:
+            raise ValueError(f"--strict: {counts['excluded']} cases are left out; excluded.csv says why")
+    except (ValueError, OSError, RuntimeError) as error:
         logger.error("%s", error)
         return 1
-    sys.stdout.write(f"{arguments.output / 'datalist.json'}: {', '.join(f'{k} {v}' for k, v in counts.items())}\n")
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command goes on where it was, finished cases are kept")
+        return 130
+    written = "datalist.json" if "training" in counts else "overview.html"
+    sys.stdout.write(f"{arguments.output / written}: {', '.join(f'{k} {v}' for k, v in counts.items())}\n")
     return 0
 
 

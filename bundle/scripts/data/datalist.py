@@ -34,13 +34,15 @@ class Task:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Source modalities, then the target."""
-        return (*self.image, self.target)
+        """Source modalities, then the target, each once."""
+        return tuple(dict.fromkeys((*self.image, self.target)))
 
 
 TASKS: dict[str, Task] = {
     "vs": Task(("T2",), "ceT1", "vestibular schwannoma"),
     "glioma": Task(("T1", "ceT1", "T2"), "FLAIR", "whole tumor"),
+    # Only ceT1: for S_p, where no T2 of the same patients is there (crossMoDA).
+    "vs_cet1": Task(("ceT1",), "ceT1", "vestibular schwannoma"),
     "surrogate_t2_cet1": Task(("T2",), "ceT1", "enhancing tumor"),
 }
 
@@ -182,17 +184,6 @@ def prepared_path(case: str, name: str) -> str:
     return f"{case}/{case}_{name}.nii.gz"
 
 
-def default_splits(patients: Iterable[str]) -> dict[str, str]:
-    """Section of each patient, by place in the sorted list.
-
-    Every fifth (index 0, 5, 10, ...) is testing, index 1, 11, 21, ... validation, the rest training.
-    """
-    splits = {}
-    for index, patient in enumerate(sorted(set(patients))):
-        splits[patient] = "testing" if index % 5 == 0 else "validation" if index % 10 == 1 else "training"
-    return splits
-
-
 def grid_problems(case: str, volumes: Mapping[str, Volume]) -> list[Problem]:
     """Open every volume of a case and compare its grid with that of the first.
 
@@ -233,11 +224,12 @@ def image_problem(case: str, name: str, voxels: NDArray) -> Problem | None:
     return None
 
 
-def _mask_problem(case: str, voxels: NDArray) -> Problem | None:
+def mask_problem(case: str, voxels: NDArray) -> Problem | None:
     """Whether a mask holds anything but 0 and 1; all zero is legal: no tumor."""
-    values = np.unique(voxels)
-    if np.isin(values, (0, 1)).all():
+    other = (voxels != 0) & (voxels != 1)
+    if not other.any():
         return None
+    values = np.unique(voxels[other])
     return Problem(case, "mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
 
 
@@ -345,7 +337,7 @@ def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[Prob
         except VolumeError as error:
             problems.append(Problem(case, error.check, f"{name}: {error.found}", error.expected))
             continue
-        problem = _mask_problem(case, voxels) if name == "label" else image_problem(case, name, voxels)
+        problem = mask_problem(case, voxels) if name == "label" else image_problem(case, name, voxels)
         if problem is not None:
             problems.append(problem)
     return problems

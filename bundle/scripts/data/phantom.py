@@ -72,7 +72,7 @@ def make_phantom(
 
     Args:
         seed: decides everything that is random; the anatomy does not depend on the grid.
-        task: vs, glioma or surrogate_t2_cet1 (the glioma phantom, labeled with its enhancing part; about one glioma in
+        task: vs, vs_cet1, glioma or surrogate_t2_cet1 (the glioma phantom, labeled with its enhancing part; about one glioma in
             eight has none, and an empty label).
         shape: voxels (X, Y, Z); default the small size of the task in `SIZES`.
         spacing: mm (X, Y, Z); default as `shape`.
@@ -86,7 +86,7 @@ def make_phantom(
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
-    kind = "vs" if task == "vs" else "glioma"
+    kind = phantom_kind(task)
     default_shape, default_spacing = SIZES[(kind, "small")]
     shape, spacing = tuple(shape or default_shape), tuple(spacing or default_spacing)
     if len(shape) != 3 or len(spacing) != 3 or min(shape) < 1 or min(spacing) <= 0:
@@ -108,6 +108,11 @@ def make_phantom(
     label = (tissue == 3 if task == "surrogate_t2_cet1" else tissue > 0).astype(np.uint8)
     anatomy = canvas.tissue[:, :, canvas.sub // 2 :: canvas.sub].copy()
     return PhantomCase(images, label, canvas.affine, tissue, anatomy)
+
+
+def phantom_kind(task: str) -> str:
+    """ "vs" or "glioma": which phantom serves a task of `TASKS`."""
+    return "vs" if TASKS[task].structure == "vestibular schwannoma" else "glioma"
 
 
 def _largest_part(canvas: Canvas) -> NDArray[np.uint8]:

@@ -1,15 +1,16 @@
-"""Published data sets as they are laid out on disk: file names, channel order, label values, patient ids (BraTS, MSD).
+"""Data sets of NIfTI files as laid out on disk: names, channel order, label values, patients (BraTS, MSD, any folder).
 
-Finds cases and reads single volumes; knows nothing of tasks, splits or the prepared layout (see `datalist.py` and
-`prepare.py`), and writes nothing. No torch here.
+Published data of vestibular schwannoma are in `vestibular.py`, which returns the same `NiftiCase`. Cases are found by
+names alone; nothing here knows of tasks, splits or the prepared layout (see `datalist.py`), or writes. No torch here.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,11 @@ class LabelValues:
     """What the numbers of a published label map mean.
 
     Args:
-        legal: alternatives; the values present in a map must all belong to one of them.
+        legal: alternatives; the values present in a map must all belong to one of them. None: any whole number.
         structures: name of a structure to the values that make it up.
     """
 
-    legal: tuple[frozenset[int], ...]
+    legal: tuple[frozenset[int], ...] | None
     structures: dict[str, frozenset[int]]
 
     def mask(self, seg: NDArray, structure: str) -> NDArray[np.uint8]:
@@ -38,10 +39,14 @@ class LabelValues:
         Raises:
             VolumeError: values outside what is declared, or values of two conventions in one map.
         """
-        present = {value.item() for value in np.unique(seg)}
-        if not any(present <= allowed for allowed in self.legal):
+        present = _values(seg)
+        found = "{" + ", ".join(f"{value:g}" for value in sorted(present)[:10]) + "}"
+        if self.legal is None:
+            if not all(float(value).is_integer() for value in present):
+                raise VolumeError("label values", found, "whole numbers")
+        elif not any(present <= allowed for allowed in self.legal):
             expected = " or ".join("{" + ", ".join(map(str, sorted(allowed))) + "}" for allowed in self.legal)
-            raise VolumeError("label values", "{" + ", ".join(f"{v:g}" for v in sorted(present)[:10]) + "}", expected)
+            raise VolumeError("label values", found, expected)
         return np.isin(seg, sorted(self.structures[structure])).astype(np.uint8)
 
 
@@ -59,12 +64,20 @@ MSD_LABELS = LabelValues(
 _BRATS_OLD_SUFFIXES = {"_t1": "T1", "_t1ce": "ceT1", "_t2": "T2", "_flair": "FLAIR", "_seg": "label"}
 _BRATS_NEW_SUFFIXES = {"-t1n": "T1", "-t1c": "ceT1", "-t2w": "T2", "-t2f": "FLAIR", "-seg": "label"}
 _BRATS_FILE = re.compile(r"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|-t1n|-t1c|-t2w|-t2f|-seg)\.nii(\.gz)?")
-# Cohorts of BraTS 2023 and later whose label values are the ones above.
+# Cohorts of BraTS 2023 and later whose label values are the ones above. The others hold other tumors: MEN, MET, PED,
+# GoAT (several kinds in one set) and MEN-RT, which names its only image and its label in a way of its own.
 _BRATS_COHORTS = ("GLI", "SSA")
+_BRATS_COHORT = re.compile(r"BraTS-([A-Za-z-]*[A-Za-z])-\d")
+_BRATS_MEN_RT_FILE = re.compile(r"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv)\.nii(\.gz)?")
 
 MSD_CHANNELS = ("FLAIR", "T1", "ceT1", "T2")
 _MSD_DECLARED_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
 _MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)\.nii(\.gz)?")
+
+# A folder of one's own.
+_PLACEHOLDERS = ("case", "patient", "cohort")
+_TUMORS = ("vestibular schwannoma", "whole tumor", "enhancing tumor")
+_PATTERN_EXAMPLE = 'such as "{case}/T2*.nii.gz"'
 
 
 @dataclass(frozen=True)
@@ -95,12 +108,15 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     A missing modality is left to the caller, who knows which ones its task needs.
 
     Returns:
-        The cases, and the problems that leave a case out here: no segmentation, two files for one modality, a case id
-        in two folders, a cohort with other label values.
+        The cases, and the problems that leave a case out here: no segmentation (as in validation and test sets), two
+        files for one modality, a case id in two folders, a cohort other than GLI and SSA.
     """
     files: dict[str, dict[str, list[Path]]] = {}
     newer: set[str] = set()
-    for path in _files_below(folder):
+    for path in files_below(folder):
+        radiotherapy = _BRATS_MEN_RT_FILE.fullmatch(path.name)
+        if radiotherapy is not None:
+            files.setdefault(radiotherapy["case"], {})
         match = _BRATS_FILE.fullmatch(path.name)
         if match is None:
             continue
@@ -111,8 +127,8 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
             newer.add(case)
     cases, problems = [], []
     for case, found in sorted(files.items()):
-        cohort = re.match(r"BraTS-([A-Z-]*[A-Z])-\d", case)
-        problem = _file_problem(case, found)
+        cohort = _BRATS_COHORT.match(case)
+        problem = file_problem(case, found)
         if cohort is not None and cohort[1] not in _BRATS_COHORTS:
             expected = " or ".join(f"BraTS-{name}" for name in _BRATS_COHORTS) + ", whose label values are known"
             problem = Problem(case, "cohort", f"BraTS-{cohort[1]}", expected)
@@ -129,7 +145,7 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
 
 def brats_patient(case: str) -> str:
     """Patient id of a BraTS case id: without the time point (2023 and later) or the scan number (2017 to 2019)."""
-    for pattern in (r"(BraTS-[A-Z-]+-\d+)-\d+", r"([Bb]ra[Tt][Ss]1[789]_.+)_\d+"):
+    for pattern in (r"(BraTS-[A-Za-z-]+-\d+)-\d+", r"([Bb]ra[Tt][Ss]1[789]_.+)_\d+"):
         match = re.fullmatch(pattern, case)
         if match is not None:
             return match[1]
@@ -160,12 +176,12 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     four_d = (folder / "imagesTr").is_dir()
     if four_d:
         for part, name in (("imagesTr", "images"), ("labelsTr", "label")):
-            for path in _files_below(folder / part):
+            for path in files_below(folder / part):
                 match = re.fullmatch(r"([^.].*)\.nii(\.gz)?", path.name)
                 if match is not None:
                     files.setdefault(match[1], {}).setdefault(name, []).append(path)
     else:
-        for path in _files_below(folder):
+        for path in files_below(folder):
             match = _MSD_CHANNEL_FILE.fullmatch(path.name)
             if match is not None:
                 suffix = match["suffix"]
@@ -173,7 +189,7 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
                 files.setdefault(match["case"], {}).setdefault(name, []).append(path)
     cases, problems = [], []
     for case, found in sorted(files.items()):
-        problem = _file_problem(case, found)
+        problem = file_problem(case, found)
         if problem is None and four_d and "images" not in found:
             problem = Problem(case, "missing file", "a label without an image in imagesTr", "one 4-D image")
         if problem is not None:
@@ -188,19 +204,108 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     return cases, problems
 
 
-def _files_below(folder: Path) -> Iterable[Path]:
-    """All files below a folder, sorted, so that results do not depend on the file system."""
+def tumor_labels(values: Collection[int] | None = None) -> LabelValues:
+    """Label values of a map whose tumor is what the user says, whatever the task calls it.
+
+    Args:
+        values: those that are tumor; any other whole number is background. None: the map holds 0 and 1, and 1 is
+            tumor.
+
+    Raises:
+        ValueError: no value, or 0 among them.
+    """
+    if values is None:
+        return LabelValues((frozenset({0, 1}),), dict.fromkeys(_TUMORS, frozenset({1})))
+    if not values or 0 in values:
+        found = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"found label values {found} for tumor, expected one or more other than 0")
+    return LabelValues(None, dict.fromkeys(_TUMORS, frozenset(values)))
+
+
+def find_nifti(
+    folder: Path, patterns: Mapping[str, str], *, label_values: Collection[int] | None = None
+) -> tuple[list[NiftiCase], list[Problem]]:
+    """Cases of a folder whose files follow a pattern per modality, sorted by case id.
+
+    A pattern is a path relative to the folder. `{case}`, and where wanted `{patient}` and `{cohort}`, stand for a
+    piece of one part of the path, the same wherever the name is repeated; `*` for any characters of one part, `?` for
+    one character. Only `.nii` and `.nii.gz` files are looked at, and none whose name, or folder's name, begins with a
+    dot. A case id must belong to one case in the whole folder. Without `{patient}` every case is a patient of its
+    own, without `{cohort}` all are of one.
+
+    Args:
+        folder: where the files are.
+        patterns: modality, one of `MODALITIES`, or "label", to its pattern.
+        label_values: as `values` for `tumor_labels`.
+
+    Returns:
+        The cases, those without label included, and the problems that leave a case out here: two files for one
+        modality or two modalities in one file, a label without image, two patients or cohorts for one case.
+
+    Raises:
+        ValueError: an unknown modality, a pattern without `{case}`, with an unknown placeholder or without any file,
+            or wrong label values.
+    """
+    compiled = {name: _pattern(name, pattern) for name, pattern in patterns.items()}
+    if not compiled.keys() & set(MODALITIES):
+        raise ValueError(f"found no pattern for an image, expected one for {', '.join(MODALITIES)}, {_PATTERN_EXAMPLE}")
+    values = tumor_labels(label_values)
+    present = [path.relative_to(folder).as_posix() for path in files_below(folder) if _is_nifti(path, folder)]
+    files: dict[str, dict[str, list[Path]]] = {}
+    facts: dict[str, dict[str, set[str]]] = {}
+    for name, expression in compiled.items():
+        matches = [match for match in map(expression.fullmatch, present) if match is not None]
+        if not matches:
+            shown = ", ".join(islice(present, 5)) or "no NIfTI file"
+            raise ValueError(f"{folder}: no file matches {name}={patterns[name]!r}; there are {shown}")
+        for match in matches:
+            case = match["case"]
+            files.setdefault(case, {}).setdefault(name, []).append(folder / match[0])
+            for key, value in match.groupdict().items():
+                facts.setdefault(case, {}).setdefault(key, set()).add(value)
+    cases, problems = [], []
+    for case, found in sorted(files.items()):
+        problem = _pattern_problem(case, found, facts[case])
+        if problem is not None:
+            problems.append(problem)
+            continue
+        volumes = {name: NiftiVolume(paths[0]) for name, paths in found.items()}
+        label = volumes.pop("label", None)
+        (patient,), (cohort,) = facts[case].get("patient", {case}), facts[case].get("cohort", {"NIfTI"})
+        cases.append(NiftiCase(case, patient, cohort, volumes, label, None if label is None else values))
+    return cases, problems
+
+
+def files_below(folder: Path) -> Iterable[Path]:
+    """All files at any depth below a folder, sorted, so that results do not depend on the file system."""
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _file_problem(case: str, found: dict[str, list[Path]]) -> Problem | None:
-    """No label, or several files where one is meant."""
+def file_problem(case: str, found: dict[str, list[Path]]) -> Problem | None:
+    """What leaves a case out whose files are known: several where one is meant, or no label.
+
+    Args:
+        case: case id, for the message.
+        found: modality, or "label", to the files that are it by their names.
+    """
+    problem = ambiguity(case, found)
+    if problem is None and "label" not in found:
+        return Problem(case, "missing file", "no segmentation", "one segmentation per case")
+    return problem
+
+
+def ambiguity(case: str, found: dict[str, list[Path]]) -> Problem | None:
+    """Several files where one is meant; arguments as for `file_problem`."""
     for name, paths in found.items():
         if len(paths) > 1:
             return Problem(case, "ambiguous files", f"{name} in " + " and ".join(map(str, paths)), "one file")
-    if "label" not in found:
-        return Problem(case, "missing file", "no segmentation", "one segmentation per case")
     return None
+
+
+def _values(seg: NDArray) -> set[float]:
+    """Values present in a label map, from the first voxel of each run of equal ones; sorting all can take 10 s."""
+    flat = np.ravel(seg, order="K")
+    return {value.item() for value in np.unique(np.concatenate([flat[:1], flat[1:][flat[1:] != flat[:-1]]]))}
 
 
 def _check_msd_declaration(path: Path) -> None:
@@ -217,3 +322,50 @@ def _check_msd_declaration(path: Path) -> None:
             f"{path}: found channels {', '.join(channels)}, expected {', '.join(_MSD_DECLARED_CHANNELS)}; "
             "give the folder of Task01_BrainTumour"
         )
+
+
+def _pattern(name: str, pattern: str) -> re.Pattern[str]:
+    """Regular expression of a pattern, matched against a whole path with "/" between its parts."""
+    if name not in (*MODALITIES, "label"):
+        raise ValueError(f"found a pattern for {name!r}, expected {', '.join(MODALITIES)} or label")
+    pieces, seen = [], set()
+    for token in re.findall(r"\{[^{}]*\}|.", pattern.removeprefix("./"), re.DOTALL):
+        placeholder = token[1:-1]
+        if token == "*":
+            pieces.append("[^/]*")
+        elif token == "?":
+            pieces.append("[^/]")
+        elif len(token) == 1:
+            pieces.append(re.escape(token))
+        elif placeholder not in _PLACEHOLDERS:
+            expected = ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS)
+            raise ValueError(f"{name}={pattern!r}: found {token}, expected {expected}")
+        elif placeholder in seen:
+            pieces.append(f"(?P={placeholder})")
+        else:
+            pieces.append(f"(?P<{placeholder}>[^/]+)")
+            seen.add(placeholder)
+    if "case" not in seen:
+        raise ValueError(f"{name}={pattern!r}: found no {{case}}, expected it once or more, {_PATTERN_EXAMPLE}")
+    return re.compile("".join(pieces), re.DOTALL)
+
+
+def _is_nifti(path: Path, folder: Path) -> bool:
+    """Whether a file is NIfTI by its name, and neither it nor a folder on the way is hidden."""
+    visible = not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return visible and path.name.endswith((".nii", ".nii.gz"))
+
+
+def _pattern_problem(case: str, found: dict[str, list[Path]], facts: Mapping[str, set[str]]) -> Problem | None:
+    """What leaves a case out here."""
+    problem = ambiguity(case, found)
+    if problem is None and found.keys() == {"label"}:
+        problem = Problem(case, "missing file", "a label without an image", "an image beside the label")
+    if problem is None and len({paths[0] for paths in found.values()}) < len(found):
+        shown = ", ".join(f"{name} {paths[0]}" for name, paths in found.items())
+        problem = Problem(case, "ambiguous files", shown, "one file per modality")
+    for key in ("patient", "cohort"):
+        values = sorted(facts.get(key, ()))
+        if problem is None and len(values) > 1:
+            problem = Problem(case, f"ambiguous {key}", " and ".join(values), f"one {key} per case")
+    return problem

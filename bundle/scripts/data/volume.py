@@ -6,19 +6,31 @@ torch here, and nothing is written.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 # What nibabel raises, depending on where a damaged file breaks.
-_READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error)
+_READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
+
+
+# Sizes of voxels that occur, mm; what lies beyond is a damaged or wrongly scaled header.
+SPACING_MM = (0.05, 20.0)
+# Largest cosine between two axes.
+AXIS_TOLERANCE = 1e-3
+# pixdim and affine are rounded on their own.
+_SPACING_RTOL = 0.01
+# gzip cannot shrink anything further.
+_GZIP_MOST = 1032
 
 
 class Problem(NamedTuple):
@@ -91,14 +103,49 @@ class NiftiVolume:
                 "wrong channels", f"{self.path.name}: shape {shape}", f"a 4-D volume with {self.channels} channels"
             )
         dtype = np.dtype(image.get_data_dtype())
+        if dtype.names is not None:
+            raise VolumeError("color image", f"{self.path.name}: data type {dtype}", "one number per voxel")
         if dtype.kind not in "biuf":
             raise VolumeError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
+        self._check_size(shape, dtype)
+        self._check_affine(image)
         return image
+
+    def _check_size(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """A damaged header may announce more voxels than the file can hold: refused before memory is asked for them."""
+        announced, size = math.prod(shape) * dtype.itemsize, self.path.stat().st_size
+        most = size * _GZIP_MOST if self.path.name.endswith(".gz") else size
+        if min(shape) < 1 or announced > most:
+            found = f"{self.path.name}: {size} bytes for shape {shape}"
+            raise VolumeError("unreadable file", found, "a complete NIfTI file")
+
+    def _check_affine(self, image: nib.Nifti1Image) -> None:
+        """Positive spacings within `SPACING_MM`, axes that are not skewed, and an affine that agrees with the sizes."""
+        columns = np.asarray(image.affine, dtype=np.float64)[:3, :3]
+        spacing = np.linalg.norm(columns, axis=0)
+        if not np.isfinite(image.affine).all() or not (spacing > 0).all():
+            raise VolumeError("orientation", f"{self.path.name}: affine {np.asarray(image.affine).tolist()}", "numbers")
+        shown = " x ".join(f"{size:.4g}" for size in spacing)
+        if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+            expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
+            raise VolumeError("spacing", f"{self.path.name}: voxels of {shown} mm", expected)
+        skew = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
+        if skew > AXIS_TOLERANCE:
+            found = f"{self.path.name}: axes whose cosine is {skew:.3g}"
+            raise VolumeError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
+        zooms = np.asarray(image.header.get_zooms()[:3], dtype=np.float64)
+        if not np.allclose(zooms, spacing, rtol=_SPACING_RTOL):
+            found = f"{self.path.name}: pixdim {' x '.join(f'{size:.4g}' for size in zooms)}, affine {shown} mm"
+            raise VolumeError("spacing", found, "a header that gives one size of the voxels")
 
     def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
         image = self.open()
         return tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+
+    def stored(self) -> NDArray:
+        """The 3-D array as stored, before the header's scaling; raises as `voxels`."""
+        return self._read(scaled=False)
 
     def voxels(self) -> NDArray:
         """The 3-D array, scaled as the header says.
@@ -106,15 +153,18 @@ class NiftiVolume:
         Raises:
             VolumeError: as `open`, and when the file ends too early.
         """
-        image = self.open()
+        return self._read(scaled=True)
+
+    def _read(self, *, scaled: bool) -> NDArray:
+        proxy = cast(ArrayProxy, self.open().dataobj)
         try:
-            if self.channel is None:
-                return np.asanyarray(image.dataobj)
-            return np.asanyarray(image.dataobj[..., self.channel])
-        except _READ_ERRORS as error:
-            raise VolumeError(
-                "unreadable file", f"{self.path.name}: {one_line(error)}", "a complete NIfTI file"
-            ) from error
+            if not scaled:
+                stored = proxy.get_unscaled()
+                return np.asarray(stored if self.channel is None else stored[..., self.channel])
+            return np.asanyarray(proxy if self.channel is None else proxy[..., self.channel])
+        except (*_READ_ERRORS, MemoryError) as error:
+            found = f"{self.path.name}: {one_line(error)}"
+            raise VolumeError("unreadable file", found, "a complete NIfTI file") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,0 +1,263 @@
+"""Writes the files of one case, `<case>_<name>.nii.gz`, from NIfTI volumes. DICOM studies are written by `studies.py`.
+
+Nothing is normalized or cropped; a volume is resampled only where its own grid is another one and that was asked for.
+Finding cases goes to the sources, checking what was written to `preparation.py`. No torch here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from numpy.typing import NDArray
+
+from scripts.data import checks
+from scripts.data.alignment import Alignment, align, resample
+from scripts.data.datalist import Task, grid_problems, image_problem, prepared_path
+from scripts.data.preparation import CaseError, Facts
+from scripts.data.sources import NiftiCase
+from scripts.data.volume import NiftiVolume, Volume, VolumeError
+
+
+def nifti_files(case: NiftiCase, names: Sequence[str]) -> tuple[Path, ...]:
+    """Files that the named volumes of a case are read from, those that are there."""
+    volumes = [case.label if name == "label" else case.images.get(name) for name in names]
+    files = {file for volume in volumes if volume is not None for file in volume.files()}
+    return tuple(sorted(file for file in files if file.is_file()))
+
+
+def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register: bool, folder: Path) -> Facts:
+    """Write the volumes of a case that was published as NIfTI: images as they are, the label as {0, 1}.
+
+    Args:
+        case: where its volumes are.
+        task: says which structure the label becomes.
+        names: what to write: modalities, the first of which decides the grid, and "label".
+        register: bring an image of another grid onto that of the first by rigid registration; the label must be on the
+            grid of one of the images, and moves with it.
+        folder: an empty folder.
+
+    Raises:
+        CaseError: a missing, unreadable or misplaced volume, or label values that are not the data set's.
+    """
+    volumes = _volumes(case, names)
+    problems = [] if register else grid_problems(case.case, volumes)
+    if problems:
+        raise CaseError([VolumeError(*problem[1:]) for problem in problems])
+    facts = Facts()
+    if register:
+        _write_registered(case, task, volumes, folder, facts)
+        return facts
+    for name, volume in volumes.items():
+        if name != "label":
+            _copy(volume, folder / Path(prepared_path(case.case, name)).name)
+    if "label" in volumes:
+        reference = next(volume for name, volume in reversed(volumes.items()) if name != "label").open()
+        _write_mask(_mask(case, task), reference.affine, reference.header, case.case, folder)
+    return facts
+
+
+def write_image(voxels: NDArray, affine: NDArray[np.float64], case: str, name: str, folder: Path) -> None:
+    """Write one image with scanner coordinates in mm.
+
+    Args:
+        voxels: (X, Y, Z), any plain number type; 64-bit ones are narrowed.
+        affine: 4x4, voxel index to mm, RAS+.
+        case: case id.
+        name: modality or "label".
+        folder: the case's folder.
+    """
+    narrow = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
+    image = nib.Nifti1Image(voxels.astype(narrow.get(voxels.dtype, voxels.dtype), copy=False), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    nib.save(image, folder / Path(prepared_path(case, name)).name)
+
+
+def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, NiftiVolume]:
+    """The named volumes, images first."""
+    found = {name: volume for name, volume in case.images.items() if name in names}
+    missing = [name for name in names if name != "label" and name not in found]
+    if missing:
+        expected = ", ".join(name for name in names if name != "label")
+        raise CaseError([VolumeError("missing file", f"no {', '.join(missing)}", expected)])
+    volumes = {name: found[name] for name in names if name != "label"}
+    if "label" in names:
+        if case.label is None:
+            raise CaseError([VolumeError("missing file", "no segmentation", "one segmentation per case")])
+        volumes["label"] = case.label
+    return volumes
+
+
+def _mask(case: NiftiCase, task: Task) -> NDArray[np.uint8]:
+    assert case.label is not None and case.label_values is not None
+    try:
+        return case.label_values.mask(case.label.voxels(), task.structure)
+    except VolumeError as error:
+        raise CaseError([VolumeError(error.check, f"label: {error.found}", error.expected)]) from error
+
+
+def _write_mask(
+    mask: NDArray[np.uint8], affine: NDArray[np.float64], header: nib.Nifti1Header, case: str, folder: Path
+) -> None:
+    """Write the label with the header of the target, so that viewers place both alike."""
+    header = header.copy()
+    header.set_data_shape(mask.shape)
+    header.set_data_dtype(np.uint8)
+    header["cal_min"] = header["cal_max"] = 0
+    nib.save(nib.Nifti1Image(mask, affine, header), folder / Path(prepared_path(case, "label")).name)
+
+
+def _copy(volume: NiftiVolume, path: Path) -> None:
+    """Write a volume as a .nii.gz of its own: the same bytes where possible, always the stored numbers and scaling."""
+    image = volume.open()
+    if volume.channel is None:
+        with volume.path.open("rb") as source, path.open("wb") as target:
+            if volume.path.name.endswith(".gz"):
+                shutil.copyfileobj(source, target)
+            else:
+                with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as compressed:
+                    shutil.copyfileobj(source, compressed)
+        return
+    header = image.header.copy()
+    proxy = cast(ArrayProxy, image.dataobj)
+    stored = volume.stored()
+    header.set_data_shape(stored.shape)
+    single = nib.Nifti1Image(stored, image.affine, header)
+    single.header.set_slope_inter(proxy.slope, proxy.inter)  # Creating an image clears them.
+    nib.save(single, path)
+
+
+def _write_registered(
+    case: NiftiCase, task: Task, volumes: Mapping[str, NiftiVolume], folder: Path, facts: Facts
+) -> None:
+    """Write every image, and the label, on the grid of the first image."""
+    images = {name: volume for name, volume in volumes.items() if name != "label"}
+    first = next(iter(images))
+    together = bring_together(images, facts, trust_grids=True)
+    _copy(images[first], folder / Path(prepared_path(case.case, first)).name)
+    for name in list(images)[1:]:
+        write_image(together.images[name], together.affine, case.case, name, folder)
+    if "label" in volumes:
+        owners = [n for n in images if not grid_problems(case.case, {n: images[n], "label": volumes["label"]})]
+        if not owners:
+            found = f"label of shape {volumes['label'].grid()[0]} on a grid of its own"
+            raise CaseError([VolumeError("shape", found, f"the grid of {' or '.join(images)}")])
+        mask = together.mask(_mask(case, task), owners[0])
+        together.check(mask)
+        write_image(mask, together.affine, case.case, "label", folder)
+
+
+@dataclass(frozen=True)
+class Together:
+    """The images of a case on one grid.
+
+    Args:
+        images: name to voxels (X, Y, Z) on the common grid, the first as it was.
+        affine: 4x4, voxel index to mm, RAS+, of that grid.
+        affines: name to the affine that each image had before.
+        alignments: name to where an image was brought from; those that were moved or resampled.
+        covered: name to the voxels (X, Y, Z) that such an image has intensities for.
+    """
+
+    images: dict[str, NDArray]
+    affine: NDArray[np.float64]
+    affines: dict[str, NDArray[np.float64]]
+    alignments: dict[str, Alignment]
+    covered: dict[str, NDArray[np.bool_]]
+
+    def check(self, mask: NDArray[np.uint8] | None) -> None:
+        """Whether every moved image shows the head of the first, and all of the mask.
+
+        Raises:
+            CaseError: a registration that cannot be right.
+        """
+        if not self.alignments:
+            return
+        first, reference = next(iter(self.images.items()))
+        head = checks.head_mask(reference)
+        tumor = np.zeros(reference.shape, dtype=np.uint8) if mask is None else mask
+        errors = [
+            VolumeError(error.check, f"{first} and {name}: {error.found}", error.expected)
+            for name, covered in self.covered.items()
+            for error in checks.overlap_problems(
+                head, checks.head_mask(self.images[name], coverage=covered), coverage=covered, mask=tumor
+            )
+        ]
+        if errors:
+            raise CaseError(errors)
+
+    def mask(self, mask: NDArray[np.uint8], owner: str) -> NDArray[np.uint8]:
+        """A mask drawn on one of the images as it was, on the common grid: where at least half of a voxel is inside."""
+        if owner not in self.alignments:
+            return mask
+        shape = next(iter(self.images.values())).shape
+        inside, _ = resample(mask.astype(np.float32), self.affines[owner], shape, self.affine, self.alignments[owner])
+        return (inside >= 0.5).astype(np.uint8)
+
+
+def bring_together(
+    volumes: Mapping[str, Volume], facts: Facts, *, transforms: Sequence[Path] = (), trust_grids: bool = False
+) -> Together:
+    """Bring the images of a case onto the grid of the first, by the transforms given or by rigid registration.
+
+    Args:
+        volumes: modality to volume, the reference first.
+        facts: is told how each image was brought.
+        transforms: .tfm files between the two images, in whatever direction.
+        trust_grids: an image on the grid of the first already is taken as registered.
+
+    Raises:
+        VolumeError: an image that cannot be read, or a registration that does not hold.
+    """
+    (first, reference), *others = volumes.items()
+    shape, affine = reference.grid()
+    fixed = _readable(first, reference)
+    together = Together({first: fixed}, affine, {first: affine}, {}, {})
+    for name, volume in others:
+        moving, moving_affine = _readable(name, volume), volume.grid()[1]
+        together.affines[name] = moving_affine
+        if trust_grids and not grid_problems("", {first: reference, name: volume}):
+            together.images[name] = moving
+            continue
+        alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
+        image, covered = resample(moving, moving_affine, shape, affine, alignment)
+        together.images[name] = _as_stored(image, moving.dtype)
+        together.alignments[name] = alignment
+        together.covered[name] = covered
+        facts.shown.update(_alignment_facts(name, alignment, covered))
+    return together
+
+
+def _readable(name: str, volume: Volume) -> NDArray:
+    """Voxels of a volume, refused before anything is computed with them."""
+    voxels = volume.voxels()
+    problem = image_problem("", name, voxels)
+    if problem is not None:
+        raise VolumeError(problem.check, problem.found, problem.expected)
+    return voxels
+
+
+def _as_stored(image: NDArray, dtype: np.dtype) -> NDArray:
+    """Interpolated intensities in the type of the image before, which holds them: interpolation does not overshoot."""
+    return np.rint(image).astype(dtype) if dtype.kind in "iu" else image.astype(np.float32)
+
+
+def _alignment_facts(name: str, alignment: Alignment, covered: NDArray[np.bool_]) -> dict[str, str]:
+    information = ", ".join(f"{how} {value:.3f}" for how, value in alignment.mutual_information.items())
+    facts = {
+        f"{name} brought by": f"{alignment.method}, {alignment.shift_mm:.2f} mm, {alignment.turn_degrees:.2f} degrees",
+        f"{name} mutual information": information,
+        f"{name} covers": f"{covered.mean():.0%} of the grid",
+    }
+    if alignment.residual_mm is not None:
+        facts[f"{name} registration residual"] = f"{alignment.residual_mm:.2f} mm there and back"
+    return facts

@@ -1,0 +1,362 @@
+"""Runs preparation case by case: in parallel, restartable, and with no half-written case left behind.
+
+A `Job` knows how to write one case; this module decides whether it must, checks what it wrote, has it drawn and puts it
+in place with one rename. What a data set looks like goes to its own module, splits and datalists to `prepare.py`. No
+torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from scripts.data import checks
+from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_path
+from scripts.data.volume import NiftiVolume, Problem, VolumeError, one_line
+
+logger = logging.getLogger(__name__)
+
+# Part of every record: raise it when the same input gives other files, and cases of older versions are made again.
+VERSION = 1
+_PARTIAL = ".partial_"
+_WATCH_SECONDS = 0.5
+
+# Draws `<folder>/<case>_overview.png` of a case from its folder, its name and its modalities.
+Draw = Callable[[Path, str, tuple[str, ...]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to prepare; it travels to a worker process.
+
+    Args:
+        case: name of the case's folder and files.
+        patient: cases of one patient never part.
+        cohort: a split is stratified by it.
+        files: everything that `write` reads; with `options` it decides the result.
+        options: what else decides the result; goes into the record as JSON.
+        write: writes `<case>_<name>.nii.gz` of every name into the folder it is given and returns facts to be shown;
+            raises VolumeError, or CaseError for several problems.
+    """
+
+    case: str
+    patient: str
+    cohort: str
+    files: tuple[Path, ...]
+    options: Mapping[str, Any]
+    write: Callable[[Path], Facts]
+
+
+@dataclass
+class Facts:
+    """What was found out about a case while it was written.
+
+    Args:
+        shown: short name to short text, for the page and cases.csv.
+        warnings: sentences about what a reader should look at; the case is used all the same.
+    """
+
+    shown: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class CaseError(ValueError):
+    """Everything that is wrong with one case.
+
+    Args:
+        errors: at least one.
+    """
+
+    def __init__(self, errors: Sequence[VolumeError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+class ForeignFolderError(ValueError):
+    """A folder of a case's name that is not ours: it must not be replaced, so the run ends."""
+
+
+@dataclass
+class Outcome:
+    """What became of a case: its measurements, or the problems that leave it out.
+
+    Args:
+        case, patient, cohort: as in the job.
+        problems: empty for a case that can be used.
+        facts: see `Facts`.
+        tumor_mm3: volume of the mask; None without one.
+        shape: voxels (X, Y, Z) of the case's grid.
+        spacing: mm.
+        reused: an earlier run had finished it already.
+    """
+
+    case: str
+    patient: str
+    cohort: str
+    problems: list[Problem] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)
+    tumor_mm3: float | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    reused: bool = False
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    output: Path,
+    names: Sequence[str],
+    *,
+    title: str,
+    workers: int = 1,
+    keep_empty: bool = False,
+    draw: Draw | None = None,
+) -> list[Outcome]:
+    """Prepare every case, in order of the jobs, whatever the number of workers.
+
+    A case is finished when `<output>/<case>/` is there; it is used again if its record says that input, options and
+    version were the same, and its files are still what was written. Everything else is made (again).
+
+    Args:
+        jobs: cases, with names that differ.
+        output: an existing folder.
+        names: what each case must have: modalities, and "label" where there is one.
+        title: for the progress bar.
+        workers: processes.
+        keep_empty: a mask without tumor is legal, and only told.
+        draw: see `Draw`; None for no picture.
+
+    Raises:
+        ValueError: two jobs of one name, or a folder of a case's name that this module did not write.
+        OSError: the output cannot be written.
+        RuntimeError: a worker process was killed; finished cases stay.
+    """
+    repeated = [case for case, count in Counter(job.case for job in jobs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} names belong to several cases: {', '.join(repeated[:5])}; they must differ")
+    for leftover in output.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover)
+    outcomes: dict[int, Outcome] = {}
+    with tqdm(total=len(jobs), desc=title, unit="case", disable=None) as bar:
+        for index, outcome in _outcomes(jobs, (output, tuple(names), keep_empty, draw), workers):
+            outcomes[index] = outcome
+            bar.set_postfix_str(outcome.case + (" (was finished)" if outcome.reused else ""))
+            bar.update()
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+def _outcomes(jobs: Sequence[Job], arguments: tuple, workers: int) -> Iterator[tuple[int, Outcome]]:
+    """Index and outcome of each job as it ends; at most two jobs per worker wait, so that an error ends all soon."""
+    if workers == 1:
+        for index, job in enumerate(jobs):
+            yield index, _run(job, *arguments)
+        return
+    todo = iter(enumerate(jobs))
+    running: dict[Future[Outcome], int] = {}
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+        try:
+            while True:
+                for index, job in todo:
+                    running[pool.submit(_run, job, *arguments)] = index
+                    if len(running) >= 2 * workers:
+                        break
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process was killed, perhaps for memory: run the same command again with fewer --workers; "
+                "finished cases are kept"
+            ) from error
+
+
+def _start_worker(parent: int) -> None:
+    """A worker leaves the interrupt to its parent, the other cores to the other workers, and ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw: Draw | None) -> Outcome:
+    """Prepare one case, or find it finished; whatever is wrong with its input costs this case alone."""
+    outcome = Outcome(job.case, job.patient, job.cohort)
+    folder, partial = output / job.case, output / f"{_PARTIAL}{os.getpid()}_{job.case}"
+    try:
+        identity = _identity(job, names, keep_empty)
+        record = _finished(folder, identity)
+        if record is not None:
+            return _from_record(outcome, record)
+        partial.mkdir()
+        outcome.facts = job.write(partial)
+        _check(outcome, partial, names, keep_empty)
+        if draw is not None:
+            draw(partial, job.case, tuple(name for name in names if name != "label"))
+        _write_record(outcome, partial, identity)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except CaseError as error:
+        outcome.problems = [Problem(job.case, each.check, each.found, each.expected) for each in error.errors]
+    except VolumeError as error:
+        outcome.problems = [Problem(job.case, error.check, error.found, error.expected)]
+    except ForeignFolderError:
+        raise
+    except OSError:
+        raise  # Inputs were read before: the disk of the output is full or lost, which is no fault of the case.
+    except Exception as error:
+        logger.debug("%s", job.case, exc_info=True)
+        found = f"{type(error).__name__}: {one_line(error)}"
+        outcome.problems = [Problem(job.case, "unexpected error", found, "a case that can be read; please report this")]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if outcome.problems:
+        shutil.rmtree(folder, ignore_errors=True)  # What an earlier run made of other input or options.
+    return outcome
+
+
+def _identity(job: Job, names: Sequence[str], keep_empty: bool) -> dict[str, Any]:
+    """Everything that decides the files of a case: the content of its input, not its place or its date."""
+    digest = hashlib.sha256()
+    for path in job.files:
+        try:
+            digest.update(f"{path.name}\0".encode() + _sha256(path).encode())
+        except OSError as error:
+            expected = "a file that can be read"
+            raise CaseError([VolumeError("unreadable file", f"{path}: {one_line(error)}", expected)]) from error
+    options = json.loads(json.dumps({**job.options, "keep_empty": keep_empty}))
+    return {
+        "version": VERSION,
+        "patient": job.patient,
+        "cohort": job.cohort,
+        "names": list(names),
+        "options": options,
+        "input": digest.hexdigest(),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_path(folder: Path) -> Path:
+    return folder / f"{folder.name}.json"
+
+
+def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished case whose files are still what was written; None where there is none.
+
+    Raises:
+        ValueError: the folder is not one that this module wrote.
+    """
+    if not folder.exists():
+        return None
+    try:
+        record = json.loads(_record_path(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ForeignFolderError(
+            f"{folder} is there and was not written by scripts.prepare, or has lost its record "
+            f"{folder.name}.json: move it away or name another --output"
+        ) from None
+    if not isinstance(record, dict) or record.get("identity") != identity:
+        return None
+    files = record["files"]
+    if any(not (folder / name).is_file() or _sha256(folder / name) != files[name] for name in files):
+        return None
+    return record
+
+
+def _from_record(outcome: Outcome, record: Mapping[str, Any]) -> Outcome:
+    outcome.facts = Facts(record["facts"], record["warnings"])
+    outcome.tumor_mm3 = record["tumor_mm3"]
+    outcome.shape, outcome.spacing = tuple(record["shape"]), tuple(record["spacing"])
+    outcome.reused = True
+    return outcome
+
+
+def _write_record(outcome: Outcome, partial: Path, identity: Mapping[str, Any]) -> None:
+    record = {
+        "identity": identity,
+        "tumor_mm3": outcome.tumor_mm3,
+        "shape": outcome.shape,
+        "spacing": outcome.spacing,
+        "facts": outcome.facts.shown,
+        "warnings": outcome.facts.warnings,
+        "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+    }
+    path = partial / f"{outcome.case}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: bool) -> None:
+    """Check the files as written, and measure them.
+
+    Raises:
+        CaseError: every problem found.
+    """
+    case = outcome.case
+    volumes = {name: NiftiVolume(folder / Path(prepared_path(case, name)).name) for name in names}
+    problems = grid_problems(case, volumes)
+    if problems:
+        raise CaseError([VolumeError(*problem[1:]) for problem in problems])
+    shape, affine = volumes[names[0]].grid()
+    outcome.shape = shape
+    outcome.spacing = tuple(float(f"{size:.6g}") for size in np.linalg.norm(affine[:3, :3], axis=0))
+    voxels = {name: volume.voxels() for name, volume in volumes.items()}
+    mask = voxels.pop("label", None)
+    found = [image_problem(case, name, image) for name, image in voxels.items()]
+    found += [] if mask is None else [mask_problem(case, mask)]
+    errors = [VolumeError(*problem[1:]) for problem in found if problem is not None]
+    if errors:
+        raise CaseError(errors)
+    errors = _modality_problems(voxels, outcome)
+    if mask is not None:
+        outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
+        if mask.any():
+            head = checks.head_mask(voxels[names[0]])
+            errors += checks.mask_problems(mask, head=head, spacing=outcome.spacing)
+        elif keep_empty:
+            outcome.facts.warnings.append("no tumor: the mask is empty")
+        else:
+            expected = "a mask of the tumor; --keep-empty accepts cases without one"
+            errors.append(VolumeError("empty mask", "a mask without a voxel", expected))
+    if errors:
+        raise CaseError(errors)
+
+
+def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[VolumeError]:
+    """Whether T2 is what it is called, as against each other modality of the case; the scores are shown."""
+    if "T2" not in voxels:
+        return []
+    errors = []
+    for name, image in voxels.items():
+        if name == "T2":
+            continue
+        score = checks.modality_score(voxels["T2"], image, spacing=outcome.spacing)
+        outcome.facts.shown[f"T2 against {name}"] = f"{score:.2f} (above 0: T2 looks like T2)"
+        errors += checks.modality_problems(voxels["T2"], image, spacing=outcome.spacing, names=("T2", name))
+    return errors

@@ -1,0 +1,288 @@
+"""DICOM studies as cases: Vestibular-Schwannoma-SEG as downloaded, and any folder of series.
+
+Links series, structure sets, contours and transforms of a patient, and writes the case. Reading DICOM is in `dicom.py`,
+contours in `contours.py`, registration in `alignment.py`. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.data import contours
+from scripts.data.contours import Structure
+from scripts.data.conversion import Together, bring_together, write_image
+from scripts.data.dicom import Scan, Series
+from scripts.data.preparation import CaseError, Facts
+from scripts.data.volume import Problem, VolumeError
+
+# How the descriptions of Vestibular-Schwannoma-SEG begin or what they contain; regular expressions, in any case.
+VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
+# As the publishers say.
+KNOWN_INCOMPLETE = {"VS-SEG-168": "listed by its publishers as incomplete"}
+# Two drawings of one tumor that agree less than this are told.
+_DRAWINGS_AGREE = 0.8
+# A mask whose volume differs from that of its contours by more than this fraction is told.
+_VOLUME_AGREES = 0.05
+
+_CONTOURS_FOLDER = re.compile(r"vs_gk_(?P<number>\d+)_t(?P<weighting>[12])", re.IGNORECASE)
+_MODALITY_OF = {"1": "ceT1", "2": "T2"}
+
+
+@dataclass(frozen=True)
+class StudyCase:
+    """One case in DICOM: the series of each modality, and what describes the tumor.
+
+    Args:
+        case: unique, and fit for a file name.
+        patient: cases of one patient never part.
+        cohort: a split is stratified by it.
+        series: modality to series, the one that decides the grid first.
+        structure_sets: RTSTRUCT files of the patient, of whatever series.
+        contours: modality to contours.json.
+        transforms: .tfm files between the two series, in whatever direction.
+    """
+
+    case: str
+    patient: str
+    cohort: str
+    series: dict[str, Series]
+    structure_sets: tuple[Path, ...] = ()
+    contours: dict[str, Path] = field(default_factory=dict)
+    transforms: tuple[Path, ...] = ()
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the case is made from, sorted."""
+        files = {file for series in self.series.values() for file in series.files()}
+        return tuple(sorted(files | {*self.structure_sets, *self.contours.values(), *self.transforms}))
+
+
+def find_studies(
+    scan: Scan, modalities: Sequence[str], patterns: Mapping[str, str], *, cohort: str
+) -> tuple[list[StudyCase], list[Problem]]:
+    """Cases of a scanned folder: per patient the studies in which each modality has one series.
+
+    Args:
+        scan: headers of all files.
+        modalities: those that a case must have; the first decides the grid.
+        patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
+            one modality is wanted and has no pattern, the only MR series of a study is taken.
+        cohort: of all these cases.
+
+    Returns:
+        The cases, sorted, and the problems of the patients that are left out: no series or several for a modality.
+    """
+    patients: dict[str, list[Series]] = {}
+    for series in scan.series:
+        if series.modality == "MR":
+            patients.setdefault(series.patient, []).append(series)
+    cases, problems = [], []
+    for patient, own in sorted(patients.items()):
+        name = file_name(patient)
+        if patient in KNOWN_INCOMPLETE:
+            problems.append(Problem(name, "known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient"))
+            continue
+        sets = tuple(sorted(s.path for s in scan.structure_sets if s.patient == patient))
+        found = list(_series_of_studies(own, modalities, patterns))
+        for index, (chosen, errors) in enumerate(found, start=1):
+            case = name if len(found) == 1 else f"{name}_{index}"
+            errors = errors + _damaged_files(chosen, scan)
+            problems += [Problem(case, error.check, error.found, error.expected) for error in errors]
+            if not errors:
+                cases.append(StudyCase(case, patient, cohort, chosen, sets))
+    return cases, problems
+
+
+def add_contours(cases: Sequence[StudyCase], folders: Iterable[Path]) -> list[StudyCase]:
+    """The same cases with the contours.json and .tfm files of `vs_gk_N_t1/` and `vs_gk_N_t2/` below the folders.
+
+    `vs_gk_7_t2` belongs to patient VS-SEG-007.
+    """
+    drawn: dict[str, dict[str, Path]] = {}
+    transforms: dict[str, list[Path]] = {}
+    for folder in folders:
+        for path in sorted([*folder.rglob("contours.json"), *folder.rglob("*.tfm")]):
+            match = _CONTOURS_FOLDER.fullmatch(path.parent.name)
+            if match is None or path.name.startswith("."):
+                continue
+            patient = f"VS-SEG-{int(match['number']):03d}"
+            if path.suffix == ".tfm":
+                transforms.setdefault(patient, []).append(path)
+            else:
+                drawn.setdefault(patient, {})[_MODALITY_OF[match["weighting"]]] = path
+    return [
+        StudyCase(
+            case.case,
+            case.patient,
+            case.cohort,
+            case.series,
+            case.structure_sets,
+            drawn.get(case.patient, {}),
+            tuple(transforms.get(case.patient, ())),
+        )
+        for case in cases
+    ]
+
+
+def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bool, folder: Path) -> Facts:
+    """Write the images of a case on the grid of its first series and, if wanted, the mask of its tumor.
+
+    Contours drawn on the first series are taken before those of another one, which move with their image; a structure
+    set before contours.json.
+
+    Args:
+        case: what belongs to it.
+        structure: names or patterns of the tumor's structure; None for the usual ones.
+        with_label: whether a mask is needed.
+        folder: an empty folder.
+
+    Raises:
+        CaseError: series whose geometry does not hold; no contours that can be used.
+        VolumeError: a series that cannot be read, or a registration that does not hold.
+    """
+    facts = Facts()
+    errors = [
+        VolumeError(error.check, f"{name}: {error.found}", error.expected)
+        for name, series in case.series.items()
+        for error in series.problems()
+    ]
+    if errors:
+        raise CaseError(errors)
+    frames = {series.frame_of_reference for series in case.series.values()}
+    if len(frames) > 1:
+        facts.shown["frames of reference"] = "differ between the series"
+    together = bring_together(case.series, facts, transforms=case.transforms)
+    mask = _tumor(case, structure, together, facts) if with_label else None
+    together.check(mask)
+    for name, image in together.images.items():
+        write_image(image, together.affine, case.case, name, folder)
+    if mask is not None:
+        write_image(mask, together.affine, case.case, "label", folder)
+    return facts
+
+
+def file_name(identity: str) -> str:
+    """A patient's identity as part of a file name: letters and digits of any script, dot, dash and underscore."""
+    return re.sub(r"[^\w.-]+", "_", identity).strip("._") or "unknown"
+
+
+def _damaged_files(series: Mapping[str, Series], scan: Scan) -> list[VolumeError]:
+    """Files that could not be read in the folder of a chosen series: they may have been slices of it."""
+    errors = []
+    for name, one in series.items():
+        folders = {file.parent for file in one.files()}
+        for path, message in scan.unreadable:
+            if path.parent in folders:
+                errors.append(VolumeError("unreadable file", f"{name}: {path.name}: {message}", "a complete download"))
+    return errors
+
+
+def _series_of_studies(
+    all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
+) -> Iterable[tuple[dict[str, Series], list[VolumeError]]]:
+    """Series of each modality, study by study; all studies together where no study has all modalities by itself."""
+    studies: dict[str, list[Series]] = {}
+    for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
+        studies.setdefault(series.study_uid, []).append(series)
+    chosen = [_choose(series, modalities, patterns) for series in studies.values()]
+    complete = [(series, errors) for series, errors in chosen if not errors]
+    if complete:
+        return complete
+    return [_choose(all_series, modalities, patterns)]
+
+
+def _choose(
+    candidates: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
+) -> tuple[dict[str, Series], list[VolumeError]]:
+    chosen: dict[str, Series] = {}
+    errors = []
+    for name in modalities:
+        pattern = patterns.get(name)
+        fitting = [s for s in candidates if pattern is None or re.search(pattern, s.description, re.IGNORECASE)]
+        if len(fitting) == 1:
+            chosen[name] = fitting[0]
+            continue
+        wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
+        shown = ", ".join(repr(s.description) for s in fitting or candidates) or "none"
+        check = "ambiguous series" if fitting else "missing series"
+        errors.append(VolumeError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
+    return chosen, errors
+
+
+def _tumor(case: StudyCase, names: Sequence[str] | None, together: Together, facts: Facts) -> NDArray[np.uint8]:
+    """Mask of the tumor on the common grid, from the best drawing that can be used; other drawings are compared."""
+    errors: list[VolumeError] = []
+    taken: NDArray[np.uint8] | None = None
+    for modality, origin, drawing in _drawings(case, names, errors):
+        shape, affine = case.series[modality].grid()
+        try:
+            drawn = contours.structure_mask(drawing, shape, affine)
+        except VolumeError as error:
+            errors.append(VolumeError(error.check, f"{origin}: {error.found}", error.expected))
+            continue
+        mask = together.mask(drawn, modality)
+        if taken is None:
+            taken = mask
+            facts.shown["tumor drawn on"] = f"{modality}, {origin}, structure {drawing.name!r}"
+            _compare_volumes(drawing, drawn, affine, facts)
+            continue
+        agreement = _dice(taken, mask)
+        facts.shown[f"agreement with {origin} on {modality}"] = f"Dice {agreement:.3f}"
+        if agreement < _DRAWINGS_AGREE:
+            facts.warnings.append(f"{origin} on {modality} is another drawing: Dice {agreement:.3f}")
+    if taken is None:
+        expected = "an RTSTRUCT that references one of the series, or contours.json in vs_gk_N_t2 or vs_gk_N_t1"
+        raise CaseError(errors or [VolumeError("missing contours", "no drawing of the tumor", expected)])
+    facts.warnings += [f"not used: {error}" for error in errors]
+    return taken
+
+
+def _drawings(
+    case: StudyCase, names: Sequence[str] | None, errors: list[VolumeError]
+) -> Iterable[tuple[str, str, Structure]]:
+    """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
+    patterns = contours.DEFAULT_TUMOR_NAMES if names is None else tuple(names)
+    sets = []
+    for path in case.structure_sets:
+        try:
+            sets.append(contours.read_rtstruct(path))
+        except VolumeError as error:
+            errors.append(VolumeError(error.check, f"{path.name}: {error.found}", error.expected))
+    for modality, series in case.series.items():
+        for drawn in sets:
+            if series.uid not in drawn.series_uids:
+                continue
+            try:
+                if drawn.frame_of_reference not in ("", series.frame_of_reference):
+                    found = f"{drawn.frame_of_reference}, the {modality} series has {series.frame_of_reference}"
+                    raise VolumeError("frame of reference", found, "the same one in structure set and series")
+                yield modality, "RTSTRUCT", contours.choose_structure(drawn.structures, patterns)
+            except VolumeError as error:
+                errors.append(VolumeError(error.check, f"{drawn.path.name}: {error.found}", error.expected))
+        if modality not in case.contours:
+            continue
+        path = case.contours[modality]
+        try:
+            structures = contours.read_contours_json(path)
+            yield modality, "contours.json", contours.choose_structure(structures, patterns, first=True)
+        except VolumeError as error:
+            errors.append(VolumeError(error.check, f"{path.parent.name}/{path.name}: {error.found}", error.expected))
+
+
+def _compare_volumes(drawing: Structure, mask: NDArray[np.uint8], affine: NDArray[np.float64], facts: Facts) -> None:
+    distance = float(np.linalg.norm(affine[:3, 2]))
+    drawn = contours.contour_volume(drawing, slice_spacing=distance)
+    filled = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3]))
+    facts.shown["contours enclose"] = f"{drawn:.0f} mm3, their mask {filled:.0f} mm3"
+    if abs(filled - drawn) > _VOLUME_AGREES * drawn:
+        facts.warnings.append(f"the mask has {filled:.0f} mm3, its contours enclose {drawn:.0f} mm3")
+
+
+def _dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    total = int(first.sum()) + int(second.sum())
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0

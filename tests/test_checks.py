@@ -1,0 +1,188 @@
+"""Tests of scripts.data.checks: head, mask, overlap of heads, and T2 told from the other modalities.
+
+Measured on patients elsewhere: the phantoms here only pin the behavior.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import transforms
+from scripts.data import checks
+from scripts.data.phantom import make_phantom
+
+
+def ball(shape, radius, center=None):
+    """Voxels within a radius, in voxels, of the middle of the grid."""
+    center = (np.array(shape) - 1) / 2 if center is None else center
+    return np.linalg.norm(np.indices(shape).T - center, axis=-1).T <= radius
+
+
+def noisy(seed, head):
+    """100 in the head, Rayleigh noise of about 3 outside."""
+    return np.where(head, 100.0, np.random.default_rng(seed).rayleigh(2.5, head.shape))
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_phantom(2)
+
+
+# --- Foreground and head
+
+
+@pytest.mark.parametrize("name", ["SKULL_STRIPPED_ZEROS", "AIR_FRACTION"])
+def test_constants_are_those_of_training(name):
+    assert getattr(checks, name) == getattr(transforms, name)
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_foreground_is_that_of_training(case, stripped):
+    voxels = case.images["T2"] * (case.images["T2"] > 150) if stripped else case.images["T2"]
+    assert checks.is_skull_stripped(voxels) == stripped
+    np.testing.assert_array_equal(checks.foreground(voxels), transforms.foreground(torch.from_numpy(voxels)).numpy())
+
+
+def test_head_is_the_largest_part_with_its_holes_filled():
+    head = ball((40, 40, 12), 15)
+    voxels = noisy(0, head & ~ball((40, 40, 12), 4))
+    voxels[1:3, 1:3, 1:3] = 100
+    np.testing.assert_array_equal(checks.head_mask(voxels), head)
+
+
+def test_notch_at_the_border_is_no_hole():
+    head = np.ones((20, 20, 3), dtype=bool)
+    head[8:12, :6] = False
+    np.testing.assert_array_equal(checks.head_mask(noisy(0, head)), head)
+
+
+def test_padding_outside_the_coverage_is_no_skull_stripping():
+    head = ball((40, 40, 12), 12)
+    voxels, coverage = noisy(0, head), np.ones(head.shape, dtype=bool)
+    voxels[:10], coverage[:10] = 0, False
+    assert checks.is_skull_stripped(voxels)
+    assert not checks.is_skull_stripped(voxels, coverage=coverage)
+    np.testing.assert_array_equal(checks.head_mask(voxels, coverage=coverage), head & coverage)
+
+
+@pytest.mark.parametrize("coverage", [None, np.zeros((4, 4, 4), dtype=bool)])
+def test_empty_volume_has_no_head(coverage):
+    assert not checks.head_mask(np.zeros((4, 4, 4)), coverage=coverage).any()
+
+
+# --- Mask
+
+
+def test_empty_mask_is_reported():
+    (problem,) = checks.mask_problems(np.zeros((4, 4, 4)), head=np.ones((4, 4, 4), dtype=bool), spacing=(1, 1, 1))
+    assert problem.check == "empty mask"
+    assert "no voxel" in problem.found
+
+
+@pytest.mark.parametrize(("start", "outside"), [(8, 0), (12, 0), (13, 2), (20, 10)])
+def test_share_of_a_mask_outside_the_head(start, outside):
+    # The head ends at 18; with 3 mm, that is 1 voxel of 2 mm, at 20, but only whole voxels within 3 mm count: at 19.
+    head = np.zeros((40, 3, 3), dtype=bool)
+    head[:20] = True
+    mask = np.zeros(head.shape, dtype=np.uint8)
+    mask[start : start + 10, 1, 1] = 1
+    problems = checks.mask_problems(mask, head=head, spacing=(2.0, 1.0, 1.0))
+    count = max(0, start + 10 - 21)
+    if count <= 1:
+        assert not problems
+    else:
+        assert problems[0].check == "mask outside head"
+        assert f"{count} of 10 mask voxels" in problems[0].found
+    assert outside in (0, count)
+
+
+# --- Overlap
+
+
+def test_dice_of_heads_within_the_coverage():
+    first, second = np.zeros((2, 40, 20, 10), dtype=bool)
+    first[:20], second[10:30] = True, True
+    everywhere = np.ones(first.shape, dtype=bool)
+    assert checks.head_dice(first, second, coverage=everywhere) == 0.5
+    part = everywhere.copy()
+    part[:10] = False
+    # 10 layers of the first, 20 of the second, 10 of both.
+    assert checks.head_dice(first, second, coverage=part) == pytest.approx(2 / 3)
+    assert checks.head_dice(first, second, coverage=~everywhere) is None
+
+
+def test_heads_that_agree_raise_nothing(case):
+    heads = [checks.head_mask(case.images[name]) for name in ("T2", "ceT1")]
+    assert not checks.overlap_problems(*heads, coverage=np.ones(heads[0].shape, dtype=bool), mask=case.label)
+    assert not checks.mask_problems(case.label, head=heads[0], spacing=(0.41, 0.41, 1.5))
+
+
+def test_displaced_head_is_reported():
+    first, second = ball((60, 60, 20), 20), ball((60, 60, 20), 20, center=(45, 30, 10))
+    coverage = np.ones(first.shape, dtype=bool)
+    (problem,) = checks.overlap_problems(first, second, coverage=coverage, mask=np.zeros(first.shape))
+    assert problem.check == "head overlap"
+    assert f"Dice {checks.head_dice(first, second, coverage=coverage):.2f}" in problem.found
+    assert str(checks.LEAST_HEAD_DICE) in problem.expected
+
+
+def test_mask_and_head_outside_the_coverage_are_reported():
+    head, mask = ball((40, 40, 20), 15), np.zeros((40, 40, 20))
+    mask[18:22, 20, 10] = 1
+    coverage = np.zeros(head.shape, dtype=bool)
+    coverage[:20] = True
+    (problem,) = checks.overlap_problems(head, head, coverage=coverage, mask=mask)
+    assert problem.check == "head overlap"
+    assert "2 of 4 mask voxels (50%)" in problem.found
+    problems = checks.overlap_problems(head, head, coverage=~(coverage | True), mask=mask)
+    assert "no head where both volumes have intensities" in problems[0].found
+    assert len(problems) == 2
+
+
+# --- Modality
+
+
+@pytest.mark.parametrize(("seed", "tumor"), [(0, True), (1, False), (2, True)])
+def test_swapped_vs_pair_is_found(seed, tumor):
+    images, spacing = make_phantom(seed, tumor=tumor).images, (0.41, 0.41, 1.5)
+    assert not checks.modality_problems(images["T2"], images["ceT1"], spacing=spacing)
+    (problem,) = checks.modality_problems(images["ceT1"], images["T2"], spacing=spacing)
+    assert problem.check == "modality"
+    assert "T2 and ceT1 look swapped (score -" in problem.found
+    assert "CSF bright on T2" in problem.expected
+
+
+@pytest.mark.parametrize("name", ["T1", "ceT1", "FLAIR"])
+def test_swapped_glioma_pair_is_found(name):
+    phantom = make_phantom(5, task="glioma")
+    spacing = (2.0, 2.0, 2.0)
+    t2 = make_phantom(5, task="glioma").images["T2"]
+    assert not checks.modality_problems(t2, phantom.images[name], spacing=spacing)
+    (problem,) = checks.modality_problems(phantom.images[name], t2, spacing=spacing, names=("T2", name))
+    assert f"T2 and {name} look swapped" in problem.found
+
+
+def test_score_changes_sign_with_the_order_and_ignores_units(case):
+    t2, cet1 = case.images["T2"], case.images["ceT1"]
+    spacing = (0.41, 0.41, 1.5)
+    score = checks.modality_score(t2, cet1, spacing=spacing)
+    assert checks.modality_score(cet1, t2, spacing=spacing) == pytest.approx(-score)
+    assert checks.modality_score(t2 / 1e6 - 3e-4, cet1 * 50 + 7, spacing=spacing) == pytest.approx(score, abs=1e-3)
+
+
+def test_score_of_one_image_with_itself_is_0(case):
+    assert checks.modality_score(case.images["T2"], case.images["T2"], spacing=(0.41, 0.41, 1.5)) == 0
+
+
+def test_score_looks_at_the_coverage_only(case):
+    t2, cet1, spacing = case.images["T2"], case.images["ceT1"].copy(), (0.41, 0.41, 1.5)
+    coverage = np.ones(t2.shape, dtype=bool)
+    coverage[:40] = False
+    cet1[:40] = 0
+    inside = checks.modality_score(t2[40:], cet1[40:], spacing=spacing)
+    assert checks.modality_score(t2, cet1, spacing=spacing, coverage=coverage) == pytest.approx(inside, abs=0.3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 5, 1), (30, 30, 30)])
+def test_too_little_or_constant_tissue_scores_0(shape):
+    assert checks.modality_score(np.full(shape, 3.0), np.full(shape, 5.0), spacing=(1, 1, 1)) == 0
