@@ -147,7 +147,8 @@ def test_labels_of_the_tasks_are_parts_of_one_tumor():
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_label_agrees_with_the_anatomy(task):
     phantom = make_phantom(5, task=task, **GRID[task])
-    names = {"vs": ("vs", "vs_loose", "cyst"), "glioma": ("edema", "infiltration", "enhancing", "necrosis")}
+    solid = ("vs", "vs_loose", "cyst")
+    names = {"vs": solid, "vs_cet1": solid, "glioma": ("edema", "infiltration", "enhancing", "necrosis")}
     tumor = np.isin(phantom.anatomy, [ID[name] for name in names.get(task, ("enhancing",))])
     assert tumor.sum() == pytest.approx(phantom.label.sum(), rel=0.15)
     assert (tumor & (phantom.label > 0)).sum() > 0.85 * phantom.label.sum()
@@ -293,7 +294,7 @@ def test_odd_shapes(task, shape):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "ct"}, "task is 'ct', expected one of vs, glioma, surrogate_t2_cet1"),
+        ({"task": "ct"}, "task is 'ct', expected one of vs, glioma, vs_cet1, surrogate_t2_cet1"),
         ({"shape": (4, 4)}, "expected three positive numbers"),
         ({"shape": (4, 4, 0)}, "expected three positive numbers"),
         ({"spacing": (1, 1, -1)}, "expected three positive numbers"),

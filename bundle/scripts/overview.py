@@ -56,7 +56,7 @@ table { border-collapse: collapse; } th, td { padding: .2rem .8rem .2rem 0; text
 .card img { width: 100%; height: auto; display: block; background: #000; }
 .nopicture { padding: 3rem 0; text-align: center; color: var(--soft); border: 1px dashed var(--line); }
 .card ul { margin: .2rem 0; padding-left: 1.1rem; color: var(--alarm); }
-.card dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .8rem; margin: .3rem 0 0; font-size: .87rem; }
+.card dl { display: grid; grid-template-columns: fit-content(36%) 1fr; gap: 0 .8rem; margin: .3rem 0 0; font-size: .87rem; }
 dt { color: var(--soft); } dd { margin: 0; } .note { color: var(--soft); }
 @media print { body { max-width: none; font-size: 10pt; } .cards { grid-template-columns: 1fr 1fr; } }
 """

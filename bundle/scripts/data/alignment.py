@@ -37,9 +37,8 @@ SEED = 20240401
 # Registration, coarse to fine: voxel size in mm, at most so many voxels of which are drawn and steps taken.
 LEVELS_MM = (4.0, 2.0, 1.0)
 REGISTRATION_SAMPLES = 30_000
-LEAST_LEVEL_VOXELS = 10_000  # A level with fewer misleads, and is left out.
-REGISTRATION_BINS = 50
-ITERATIONS = 60
+REGISTRATION_BINS = 32
+ITERATIONS = 20
 # Starts nearer to each other than this lead to the same place.
 SAME_START_MM = 10.0
 
@@ -339,7 +338,6 @@ def _one_way(
         return _shared(fixed, moving, transform)
 
     levels = list(zip(fixed_levels, moving_levels, LEVELS_MM, strict=True))
-    levels = [level for level in levels if level[0].GetNumberOfPixels() >= LEAST_LEVEL_VOXELS] or levels[-1:]
     transform = max((_refine(start, *levels[0]) for start in _starts(fixed, moving)), key=shared)
     for level in levels[1:]:
         transform = max(transform, _refine(transform, *level), key=shared)
@@ -369,8 +367,12 @@ def _refine(
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(min(1.0, REGISTRATION_SAMPLES / fixed.GetNumberOfPixels()), SEED)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=voxel_mm / 2, minStep=voxel_mm / 200, numberOfIterations=ITERATIONS, relaxationFactor=0.6
+    method.SetOptimizerAsGradientDescentLineSearch(
+        learningRate=1.0,
+        numberOfIterations=ITERATIONS,
+        convergenceMinimumValue=1e-5,
+        convergenceWindowSize=6,
+        estimateLearningRate=method.EachIteration,
     )
     method.SetOptimizerScalesFromPhysicalShift()
     transform = sitk.Euler3DTransform(start)
@@ -383,13 +385,13 @@ def _refine(
 
 
 def _reduced(scan: _Scan, voxel_mm: float) -> sitk.Image:
-    """The volume as float32, with blocks of voxels averaged up to about a voxel size."""
+    """The volume as float32, with blocks of voxels averaged up to about a voxel size, and smoothed by half of it."""
     image = sitk.Cast(to_sitk(scan.voxels, _LPS @ scan.lps), sitk.sitkFloat32)
     factors = [
         max(1, min(round(voxel_mm / step), size // 4))
         for step, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
     ]
-    return sitk.BinShrink(image, factors)
+    return sitk.SmoothingRecursiveGaussian(sitk.BinShrink(image, factors), voxel_mm / 2)
 
 
 def _scan(voxels: NDArray, affine: NDArray) -> _Scan:

@@ -72,8 +72,8 @@ def make_phantom(
 
     Args:
         seed: decides everything that is random; the anatomy does not depend on the grid.
-        task: vs, vs_cet1, glioma or surrogate_t2_cet1 (the glioma phantom, labeled with its enhancing part; about one glioma in
-            eight has none, and an empty label).
+        task: a key of `TASKS`. surrogate_t2_cet1 is the glioma phantom, labeled with its enhancing part; about one
+            glioma in eight has none, and an empty label.
         shape: voxels (X, Y, Z); default the small size of the task in `SIZES`.
         spacing: mm (X, Y, Z); default as `shape`.
         tumor: draw one; otherwise the label is all zero.

@@ -357,6 +357,6 @@ def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[
         if name == "T2":
             continue
         score = checks.modality_score(voxels["T2"], image, spacing=outcome.spacing)
-        outcome.facts.shown[f"T2 against {name}"] = f"{score:.2f} (above 0: T2 looks like T2)"
+        outcome.facts.shown[f"T2 against {name}"] = f"score {score:.2f}, above 0 where T2 looks like T2"
         errors += checks.modality_problems(voxels["T2"], image, spacing=outcome.spacing, names=("T2", name))
     return errors

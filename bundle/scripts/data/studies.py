@@ -232,7 +232,7 @@ def _tumor(case: StudyCase, names: Sequence[str] | None, together: Together, fac
             _compare_volumes(drawing, drawn, affine, facts)
             continue
         agreement = _dice(taken, mask)
-        facts.shown[f"agreement with {origin} on {modality}"] = f"Dice {agreement:.3f}"
+        facts.shown[f"{origin} on {modality}"] = f"Dice {agreement:.3f} with the mask"
         if agreement < _DRAWINGS_AGREE:
             facts.warnings.append(f"{origin} on {modality} is another drawing: Dice {agreement:.3f}")
     if taken is None:
