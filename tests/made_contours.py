@@ -18,6 +18,11 @@ RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 MR_CLASS = "1.2.840.10008.5.1.4.1.1.4"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+# On the edges of voxels of the unit grid: 4 x 4 of them, and 2 x 2 in their middle.
+SQUARE = [(1.5, 1.5), (1.5, 5.5), (5.5, 5.5), (5.5, 1.5)]
+HOLE = [(2.5, 2.5), (2.5, 4.5), (4.5, 4.5), (4.5, 2.5)]
+UNIT = np.eye(4)
+
 Contours = Sequence[NDArray[np.float64]]
 
 
@@ -137,6 +142,11 @@ def to_lps(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[
 def polygon_contour(corners: Sequence[Sequence[float]], plane: float, affine: NDArray[np.float64]) -> NDArray:
     """Contour (n, 3) in LPS mm of corners (i, j) in voxels on the plane k of a grid."""
     return to_lps(np.array([[i, j, plane] for i, j in corners], dtype=np.float64), affine)
+
+
+def squares(*planes: float, corners: Sequence[tuple[float, float]] = SQUARE) -> list[NDArray]:
+    """The same square on several planes of the unit grid."""
+    return [polygon_contour(corners, plane, UNIT) for plane in planes]
 
 
 def ellipsoid_contours(

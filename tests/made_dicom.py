@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4.1"
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SMALL = (12, 10, 5)
 
 
 class MadeSeries(NamedTuple):
@@ -61,6 +62,16 @@ def make_affine(
     affine[:3, :3] = (LPS_FROM_RAS[:3, :3] @ lps) * np.asarray(spacing)
     affine[:3, 3] = origin
     return affine
+
+
+def make_voxels(shape: tuple[int, ...] = SMALL, dtype: type = np.int16) -> NDArray:
+    """Voxels each of which has a value of its own."""
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+def write_small(folder: Path, shape: tuple[int, ...] = SMALL, plane: str = "axial", **options: Any) -> MadeSeries:
+    """Writes a series of `make_voxels`, 0.5 x 0.5 x 1.5 mm; options are those of `write_series`."""
+    return write_series(folder, make_voxels(shape), make_affine(plane=plane), **options)
 
 
 def write_series(

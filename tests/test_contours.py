@@ -1,39 +1,27 @@
-"""Contours to masks: known voxels and volumes first, then which structure is taken, then damaged files."""
+"""Contours to masks: known voxels first, then volumes, skipped planes, overlap, and geometry that is refused."""
 
 from __future__ import annotations
 
-import json
-import logging
-import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from made_contours import (
+    HOLE,
+    SQUARE,
+    UNIT,
     ball_contours,
     ellipsoid_contours,
     grid_affine,
     polygon_contour,
+    squares,
     to_lps,
     tube_contours,
-    write_contours_json,
-    write_rtstruct,
 )
 from numpy.typing import NDArray
-from pydicom import dcmread
 from scipy.spatial.transform import Rotation
 
-from scripts.data.contours import (
-    DEFAULT_TUMOR_NAMES,
-    Structure,
-    choose_structure,
-    contour_volume,
-    read_contours_json,
-    read_rtstruct,
-    read_rtstruct_references,
-    structure_mask,
-)
+from scripts.data.contours import Structure, contour_gaps, contour_volume, overlap, structure_mask
 from scripts.data.volume import VolumeError
 
 SHAPE = (96, 96, 30)
@@ -49,14 +37,6 @@ GRIDS = {
 VOLUME_TOLERANCE = 0.01
 # An 8 mm ball on 3 mm planes is 3 contours; its outlines alone leave 1.7 % to where the grid lies.
 SMALL_BALL_ON_COARSE_PLANES_TOLERANCE = 0.02
-SQUARE = [(1.5, 1.5), (1.5, 5.5), (5.5, 5.5), (5.5, 1.5)]
-HOLE = [(2.5, 2.5), (2.5, 4.5), (4.5, 4.5), (4.5, 2.5)]
-UNIT = np.eye(4)
-
-
-def squares(*planes: float, corners: list[tuple[float, float]] = SQUARE) -> list[NDArray]:
-    """The same square on several planes of the unit grid."""
-    return [polygon_contour(corners, plane, UNIT) for plane in planes]
 
 
 def mask_of(*contours: NDArray, shape: tuple[int, ...] = (8, 8, 8), affine: NDArray = UNIT) -> NDArray[np.uint8]:
@@ -319,242 +299,63 @@ def test_volume_of_one_plane_needs_a_spacing() -> None:
     assert contour_volume(Structure("TV", tuple(squares(3))), slice_spacing=1.5) == pytest.approx(24)
 
 
-# Which structure
+# Skipped planes and overlap
 
 
-def named(*names: str) -> list[Structure]:
-    """Structures that lie apart, by name."""
-    return [Structure(name, (squares(3)[0] + [20.0 * index, 0, 0],)) for index, name in enumerate(names)]
+def moved(contours: list[NDArray], x: float) -> list[NDArray]:
+    """The same contours, moved by x mm."""
+    return [contour + [x, 0, 0] for contour in contours]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "TV",
-        "tv",
-        "VS",
-        "AN",
-        "Acoustic neuroma",
-        "*Tumour",
-        "tumor",
-        "GTV",
-        "lesion",
-        "TV1",
-        "TV_L",
-        "Left VS",
-        "gtv2",
-        "ＴＶ",
-    ],
-)
-def test_tumor_is_found_by_name(name: str) -> None:
-    assert choose_structure(named("cochlea", "Skull", name, "brainstem")).name == name
+def test_skipped_planes_are_gaps() -> None:
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2, 4, 5)))) == (2.0,)
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 3, 4, 5, 6, 9, 10)))) == (2.0, 3.0)
 
 
-@pytest.mark.parametrize(
-    "name", ["PTV", "HTV", "Anterior", "Brain-GTV", "cochlea (AN side)", "Canvas", "external", "", "***", "聴神経"]
-)
-def test_other_names_are_no_tumor(name: str) -> None:
-    error = error_of(lambda: choose_structure(named(name, "Cochlea L")))
-    assert error.check == "structure"
-    assert repr(name) in error.found and "'Cochlea L'" in error.found and "give the name" in error.expected
+@pytest.mark.parametrize("grid", GRIDS)
+def test_skipped_plane_of_a_ball_is_a_gap_on_every_grid(grid: str) -> None:
+    affine = GRIDS[grid]
+    center = to_lps(np.array([[47.7, 48.2, 15.1]]), affine)[0]
+    every = ball_contours(center, 10, np.arange(30), affine)
+    assert contour_gaps(Structure("TV", tuple(every))) == ()
+    assert contour_gaps(Structure("TV", tuple(every[:6] + every[7:]))) == pytest.approx((3.0,))
 
 
-def test_own_names_take_any_structure() -> None:
-    structures = named("TV", "Cochlea L", "Cochlea R", "聴神経腫瘍", "Brain-GTV")
-    assert choose_structure(structures, ["cochlea l"]).name == "Cochlea L"
-    assert choose_structure(structures, ["coch*"]).name == "Cochlea L + Cochlea R"
-    assert choose_structure(structures, ["聴神経腫瘍"]).name == "聴神経腫瘍"
-    assert choose_structure(structures, [*DEFAULT_TUMOR_NAMES, "brain gtv"]).name == "TV + Brain-GTV"
+def test_plane_skipped_beside_another_tumor_is_a_gap() -> None:
+    """The other tumor has contours on that plane, so that no plane is empty."""
+    structure = Structure("TV", tuple(squares(0, 1, 2, 4, 5) + moved(squares(1, 2, 3, 4), 20)))
+    assert contour_gaps(structure) == (2.0,)
 
 
-def test_two_tumors_drawn_as_two_structures_are_one() -> None:
-    merged = choose_structure(named("TV1", "cochlea", "TV2"))
-    assert merged.name == "TV1 + TV2" and len(merged.contours) == 2
+def test_tumors_beside_each_other_have_no_gap() -> None:
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2) + moved(squares(5, 6, 7), 20)))) == ()
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2) + moved(squares(5, 6, 7), 4)))) == ()  # they touch
 
 
-def test_first_structure_is_the_tumor_of_contours_json() -> None:
-    assert choose_structure(named("Structure A", "Structure B"), first=True).name == "Structure A"
-    assert choose_structure(named("Structure A", "TV"), first=True).name == "TV"
-    assert error_of(lambda: choose_structure(named("Cochlea", "A"), first=True)).check == "structure"
-    assert "no structures" in error_of(lambda: choose_structure([], first=True)).found
+def test_one_plane_and_planes_of_uneven_distance_have_no_gap() -> None:
+    assert contour_gaps(Structure("TV", tuple(squares(3)))) == ()
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2.4, 3.4)))) == ()
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2.6, 3.6)))) == pytest.approx((1.6,))
 
 
-def test_two_versions_of_one_tumor_are_refused_and_copies_are_not() -> None:
-    smaller = Structure("tumor", tuple(squares(3, corners=HOLE)))
-    error = error_of(lambda: choose_structure([*named("TV"), smaller]))
-    assert error.check == "structure" and "'TV' and 'tumor', which overlap" in error.found
-    other_slice = Structure("tumor", tuple(squares(5, corners=HOLE)))
-    assert choose_structure([*named("TV"), other_slice]).name == "TV + tumor"
-    copied = choose_structure([*named("TV"), Structure("TV copy", named("TV")[0].contours)])
-    np.testing.assert_array_equal(mask_of(*copied.contours), mask_of(*squares(3)))
+def test_hole_that_ends_is_no_gap() -> None:
+    assert contour_gaps(Structure("TV", tuple(squares(0, 1, 2, 3, 4) + squares(1, 3, corners=HOLE)))) == ()
 
 
-def test_tumor_without_contours_gives_way_to_one_with_contours() -> None:
-    empty = Structure("TV", ())
-    assert choose_structure([empty, *named("tumor")]).name == "tumor"
-    assert "no closed contours in 'TV'" in error_of(lambda: choose_structure([empty])).found
+def test_gaps_of_nothing_are_refused() -> None:
+    assert error_of(lambda: contour_gaps(Structure("TV", ()))).check == "structure"
 
 
-# Files
+@pytest.mark.parametrize(("x", "expected"), [(0.5, True), (3.0, True), (3.9, False), (4.0, False), (9.0, False)])
+def test_squares_of_four_mm_overlap_by_more_than_a_tenth(x: float, expected: bool) -> None:
+    one, other = Structure("TV", tuple(squares(3))), Structure("VS", tuple(moved(squares(3), x)))
+    assert overlap(one, other) is overlap(other, one) is expected
+    assert not overlap(one, Structure("VS", tuple(moved(squares(4), x))))
 
 
-def test_rtstruct_round_trip(tmp_path: Path) -> None:
-    affine = GRIDS["oblique"]
-    tumor = ball_contours(to_lps(np.array([[48.0, 48.0, 15.0]]), affine)[0], 8, np.arange(30), affine)
-    slices = {round(float(contour[0][2]), 2): f"1.2.3.1.{index}" for index, contour in enumerate(tumor)}
-    path = write_rtstruct(
-        tmp_path / "rt.dcm",
-        {"Tümör 聴神経": tumor, "cochlea": squares(3), "empty": []},
-        series=["1.2.3.1", "1.2.3.2"],
-        frame_of_reference="1.2.3.9",
-        sop_uids=slices,
-    )
-    assert "ContourImageSequence" in dcmread(path).ROIContourSequence[0].ContourSequence[0]
-    found = read_rtstruct(path)
-    assert found.path == path
-    assert found.series_uids == read_rtstruct_references(path) == ("1.2.3.1", "1.2.3.2")
-    assert found.frame_of_reference == "1.2.3.9"
-    assert [structure.name for structure in found.structures] == ["Tümör 聴神経", "cochlea", "empty"]
-    assert [len(structure.contours) for structure in found.structures] == [len(tumor), 1, 0]
-    for contour, expected in zip(found.structures[0].contours, tumor, strict=True):
-        np.testing.assert_allclose(contour, expected, atol=1e-4)
-    mask = structure_mask(found.structures[0], SHAPE, affine)
-    assert (mask != structure_mask(Structure("", tuple(tumor)), SHAPE, affine)).mean() < 1e-4
-
-
-def test_open_contours_and_points_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kinds = {"point": "POINT", "line": "OPEN_PLANAR"}
-    path = write_rtstruct(
-        tmp_path / "rt.dcm", {"TV": squares(3), "point": [squares(3)[0][:1]], "line": squares(4)}, kinds=kinds
-    )
-    with caplog.at_level(logging.WARNING):
-        found = read_rtstruct(path)
-    assert [len(structure.contours) for structure in found.structures] == [1, 0, 0]
-    assert "1 points or open contours of 'line' are left out" in caplog.text
-
-
-def rewritten(path: Path, change: Callable) -> Path:
-    """The same RTSTRUCT after a change of its dataset."""
-    dataset = dcmread(path)
-    change(dataset)
-    dataset.save_as(path)
-    return path
-
-
-def test_rtstruct_without_references_names_no_series(tmp_path: Path) -> None:
-    path = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}, frame_of_reference="1.2.3.9")
-    rewritten(path, lambda dataset: dataset.pop("ReferencedFrameOfReferenceSequence"))
-    assert read_rtstruct(path).series_uids == read_rtstruct_references(path) == ()
-    assert read_rtstruct(path).frame_of_reference == "1.2.3.9"
-
-
-def _points_missing(dataset: object) -> None:
-    dataset.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints = 9
-
-
-def _not_finite(dataset: object) -> None:
-    dataset.ROIContourSequence[0].ContourSequence[0].ContourData = ["1"] * 11 + ["nan"]
-
-
-def _other_class(dataset: object) -> None:
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-
-
-def _no_structures(dataset: object) -> None:
-    del dataset.StructureSetROISequence
-    del dataset.ROIContourSequence
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("change", "check", "part"),
-    [
-        (_points_missing, "structures", "rt.dcm, 'TV', contour 1: 12 coordinates"),
-        (_not_finite, "structures", "no number"),
-        (_other_class, "unreadable file", "MR Image Storage"),
-        (_no_structures, "structures", "none in rt.dcm"),
-    ],
-)
-def test_wrong_rtstruct_is_refused(tmp_path: Path, change: Callable, check: str, part: str) -> None:
-    path = rewritten(write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}), change)
-    error = error_of(lambda: read_rtstruct(path))
-    assert error.check == check and part in error.found
-
-
-@pytest.mark.parametrize("read", [read_rtstruct, read_rtstruct_references, read_contours_json])
-def test_files_that_are_something_else_are_refused(tmp_path: Path, read: Callable) -> None:
-    for name, content in (("empty", b""), ("text", b"no DICOM"), ("binary", bytes(range(256)) * 8)):
-        (tmp_path / name).write_bytes(content)
-        error = error_of(lambda name=name: read(tmp_path / name))
-        assert error.check == "unreadable file" and error.found.startswith(f"{name}: ")
-    assert error_of(lambda: read(tmp_path / "missing")).check == "unreadable file"
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_rtstruct_never_raises_anything_else(tmp_path: Path) -> None:
-    intact = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(1, 2, 3, 4), "cochlea": squares(5)}).read_bytes()
-    rng = np.random.default_rng(0)
-    path = tmp_path / "damaged.dcm"
-    refused = 0
-    tracemalloc.start()
-    for trial in range(100):
-        damaged = bytearray(intact if trial % 2 else intact[: rng.integers(140, len(intact))])
-        for place in rng.integers(132, len(damaged), size=3):
-            damaged[place] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            structure_mask(choose_structure(read_rtstruct(path).structures), (8, 8, 8), UNIT)
-            read_rtstruct_references(path)
-        except VolumeError:
-            refused += 1
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert refused > 50
-    assert peak < 50e6
-
-
-def test_contours_json_round_trip(tmp_path: Path) -> None:
-    path = write_contours_json(tmp_path / "contours.json", {"TV": squares(2, 3), "cochlea": squares(5)})
-    found = read_contours_json(path)
-    assert [structure.name for structure in found] == ["TV", "cochlea"]
-    np.testing.assert_array_equal(found[0].contours, squares(2, 3))
-
-
-def test_contours_json_may_have_a_byte_order_mark_and_any_language(tmp_path: Path) -> None:
-    path = tmp_path / "contours.json"
-    entry = {"structure_name": "Tümör", "LPS_contour_points": []}
-    path.write_text(json.dumps([entry], ensure_ascii=False), encoding="utf-8-sig")
-    assert read_contours_json(path) == (Structure("Tümör", ()),)
-
-
-TRIANGLE = [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ({}, "contours.json: no list"),
-        ([], "contours.json: no list"),
-        ([1], "structure 1: other content"),
-        ([{"structure_name": "TV"}], "structure 1: other content"),
-        ([{"structure_name": 1, "LPS_contour_points": []}], "structure 1: other content"),
-        ([{"structure_name": "TV", "LPS_contour_points": [TRIANGLE, 3]}], "structure 1 'TV', contour 2: other"),
-        ([{"structure_name": "TV", "LPS_contour_points": [[[0, 0]]]}], "contour 1: other content"),
-        ([{"structure_name": "TV", "LPS_contour_points": [[["1", 0, 0]]]}], "contour 1: a coordinate"),
-        ([{"structure_name": "TV", "LPS_contour_points": [[[True, 0, 0]]]}], "contour 1: a coordinate"),
-        ([{"structure_name": "TV", "LPS_contour_points": [[[float("nan"), 0, 0]]]}], "contour 1: a coordinate"),
-        ([{"structure_name": "TV", "LPS_contour_points": [[[10**400, 0, 0]]]}], "contour 1: int too large"),
-    ],
-)
-def test_contours_json_with_another_layout_is_refused(tmp_path: Path, content: object, part: str) -> None:
-    path = tmp_path / "contours.json"
-    path.write_text(json.dumps(content))
-    error = error_of(lambda: read_contours_json(path))
-    assert error.check == "structures" and part in error.found
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, '[{"structure_name": "TV", "LPS_co', "\x00\x01", "[1" + "0" * 5000])
-def test_damaged_contours_json_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "contours.json"
-    path.write_text(content)
-    assert error_of(lambda: read_contours_json(path)).check == "unreadable file"
+def test_copies_do_not_overlap_and_what_lies_inside_does() -> None:
+    one = Structure("TV", tuple(squares(3)))
+    assert not overlap(one, Structure("VS", tuple(contour[::-1] for contour in squares(3))))
+    assert overlap(one, Structure("VS", tuple(squares(3, corners=HOLE))))
+    line = Structure("VS", (to_lps(np.array([[2.0, 3.0, 3.0], [5.0, 3.0, 3.0], [4.0, 3.0, 3.0]]), UNIT),))
+    assert not overlap(one, line)

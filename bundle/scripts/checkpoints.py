@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from scripts.data.wholefile import whole_file
 from scripts.distributed import any_process, world_size
 
 logger = logging.getLogger(__name__)
@@ -211,9 +212,7 @@ def _samples_per_iteration(engine: Engine) -> int:
 def _save(content: Any, path: Path) -> None:
     """torch.save that replaces the file in one step, once all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)

@@ -27,6 +27,8 @@ from monai.bundle.scripts import update_kwargs
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, merge_kv
 from monai.utils import ensure_tuple
 
+from scripts.data.wholefile import whole_file
+
 logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
@@ -113,9 +115,8 @@ def _write(config: dict[str, Any], *, folder: Path, command: Command) -> None:
         "--logging_file configs/logging.conf\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(header + content, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(header + content, encoding="utf-8")
 
 
 def _quoted(argument: str) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import pickle
 import sys
 from pathlib import Path
 
 import torch
+
+from scripts.data.wholefile import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,8 @@ def export(run: Path, output: Path) -> int:
             f"{source} has NaN or infinite weights in {broken[:3]}: the training diverged; do not ship it."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    torch.save(half, partial)
-    os.replace(partial, output)
+    with whole_file(output) as partial:
+        torch.save(half, partial)
     return output.stat().st_size
 
 

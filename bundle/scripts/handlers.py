@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
+from scripts.data.wholefile import whole_file
 from scripts.figures import case_figure, overlay_figure, read_volume
 from scripts.losses import refine
 from scripts.metrics import segmentation_metrics, synthesis_metrics
@@ -255,6 +256,5 @@ def _saved(output: Mapping[str, Any], name: str) -> str | None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ with matplotlib's object interface. Nothing here decides what is suspicious: war
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from PIL import Image
 
 from scripts.data.datalist import SECTIONS, prepared_path
 from scripts.data.volume import NiftiVolume, Problem
+from scripts.data.wholefile import whole_file
 from scripts.figures import GRAY_PERCENTILES, TRUTH_COLOR, ZOOM_FACTOR
 
 _LONGEST_PIXELS = 230  # of the longest side of a volume in a picture
@@ -56,7 +56,8 @@ table { border-collapse: collapse; } th, td { padding: .2rem .8rem .2rem 0; text
 .card img { width: 100%; height: auto; display: block; background: #000; }
 .nopicture { padding: 3rem 0; text-align: center; color: var(--soft); border: 1px dashed var(--line); }
 .card ul { margin: .2rem 0; padding-left: 1.1rem; color: var(--alarm); }
-.card dl { display: grid; grid-template-columns: fit-content(36%) 1fr; gap: 0 .8rem; margin: .3rem 0 0; font-size: .87rem; }
+.card dl { display: grid; grid-template-columns: fit-content(36%) 1fr; gap: 0 .8rem; margin: .3rem 0 0;
+  font-size: .87rem; }
 dt { color: var(--soft); } dd { margin: 0; } .note { color: var(--soft); }
 @media print { body { max-width: none; font-size: 10pt; } .cards { grid-template-columns: 1fr 1fr; } }
 """
@@ -176,13 +177,9 @@ def write_overview(
         *(_card(path.parent, case) for case in ordered),
         "</div></body></html>",
     ]
-    partial = path.with_name(f".partial{os.getpid()}_{path.name}")
-    try:
+    with whole_file(path) as partial:
         # File names that are not valid text become visible escapes.
         partial.write_text("\n".join(page) + "\n", encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _counts_table(cases: Sequence[OverviewCase]) -> list[str]:

@@ -29,6 +29,7 @@ from scripts.data.phantom import SIZES, phantom_kind
 from scripts.data.preparation import Outcome, run_jobs
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
 from scripts.data.volume import Problem
+from scripts.data.wholefile import whole_file
 from scripts.overview import OverviewCase, draw_case, write_overview
 
 logger = logging.getLogger(__name__)
@@ -273,12 +274,10 @@ def _row(outcome: Outcome, section: str) -> dict[str, object]:
 
 
 def _write_excluded(path: Path, problems: Sequence[Problem]) -> None:
-    partial = path.with_name(f".partial_{path.name}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
         writer.writerows(problems)
-    partial.replace(path)
 
 
 def _write_page(output: Path, title: str, sections: Mapping[str, list[Outcome]], problems: Sequence[Problem]) -> None:

@@ -24,6 +24,7 @@ LOSSES, METHOD, METHODS = "losses.py", "methods/tissnet.py", ("test_losses.py", 
 TISSNET, UNET, PATCHGAN = "networks/tissnet.py", "networks/unet2d5.py", "networks/discriminator.py"
 NETWORKS = ("test_tissnet.py", "test_unet2d5.py")
 CHECKPOINTS, DISTRIBUTED, TRAINER = "checkpoints.py", "distributed.py", "trainer.py"
+WHOLEFILE = "data/wholefile.py"
 RESUME, PROCESSES = ("test_checkpoints.py",), ("test_distributed.py",)
 TIMEOUT = 300  # seconds per mutation
 
@@ -261,10 +262,10 @@ MUTATIONS = (
         RESUME,
     ),
     Mutation("resume: best score forgotten", CHECKPOINTS, 'self.best = float(state["best"])', "pass", RESUME),
-    Mutation("resume: partial file not renamed", CHECKPOINTS, "partial.replace(path)", "pass", RESUME),
+    Mutation("resume: partial file not renamed", WHOLEFILE, "partial.replace(path)", "pass", RESUME),
     Mutation(
         "resume: written in place",
-        CHECKPOINTS,
+        WHOLEFILE,
         'partial = path.with_name(f".{path.name}.partial")',
         "partial = path",
         RESUME,

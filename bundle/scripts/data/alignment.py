@@ -34,9 +34,10 @@ HISTOGRAM_BINS = 64
 SAMPLES = 100_000
 SEED = 20240401
 
+LEAST_VOXELS = 4  # Along each axis, which smoothing needs.
 # Registration, coarse to fine: voxel size in mm, at most so many voxels of which are drawn and steps taken.
 LEVELS_MM = (4.0, 2.0, 1.0)
-REGISTRATION_SAMPLES = 30_000
+REGISTRATION_SAMPLES = 15_000
 REGISTRATION_BINS = 32
 ITERATIONS = 20
 # Starts nearer to each other than this lead to the same place.
@@ -52,7 +53,7 @@ _LINEAR: dict[str, Callable[[], sitk.Transform]] = {
     "VersorRigid3DTransform_3_3": sitk.VersorRigid3DTransform,
     "TranslationTransform_3_3": lambda: sitk.TranslationTransform(3),
 }
-_LPS = np.diag((-1.0, -1.0, 1.0, 1.0))
+_LPS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
 _EXACT_TYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 
 
@@ -189,7 +190,7 @@ def align(
     - directions that share the same are those of a transform that hardly moves anything; either is right within twice
       its `shift_mm`, and the better one is kept without further ado.
 
-    Without files, the volumes are registered, see `_register`.
+    Without files, the volumes are registered, see `_register`; the second rule holds for the result too.
 
     Args:
         fixed: (X, Y, Z), any units.
@@ -202,26 +203,23 @@ def align(
         VolumeError: as `read_transform`, `to_sitk` and `_register`.
     """
     scans = _scan(fixed, fixed_affine), _scan(moving, moving_affine)
-    identity = _affine_transform(np.eye(4))
-    if not transforms:
-        transform, residual = _register(*scans)
-        information = {
-            "as stored": _shared(*scans, identity),
-            "registered": _shared(*scans, transform),
-        }
-        return _alignment(scans[0], transform, "registered", information, residual)
     candidates: dict[str, tuple[sitk.Transform, Method]] = {}
+    residual = None
     for path in transforms:
         name = f"{path.parent.name}/{path.name}"
         given = read_transform(path)
         candidates[name] = given, "tfm"
         candidates[f"{name} inverse"] = given.GetInverse(), "tfm inverse"
+    if not candidates:
+        transform, residual = _register(*scans)
+        candidates["registered"] = transform, "registered"
     information = {name: _shared(*scans, transform) for name, (transform, _) in candidates.items()}
     best = max(information, key=information.__getitem__)
+    identity = _affine_transform(np.eye(4))
     information["as stored"] = _shared(*scans, identity)
     if information["as stored"] > AS_STORED_MARGIN * information[best]:
         return _alignment(scans[0], identity, "as stored", information, None)
-    return _alignment(scans[0], *candidates[best], information, None)
+    return _alignment(scans[0], *candidates[best], information, residual)
 
 
 def mutual_information(first: NDArray, second: NDArray, *, bins: int = HISTOGRAM_BINS) -> float:
@@ -309,8 +307,13 @@ def _register(fixed: _Scan, moving: _Scan) -> tuple[sitk.Transform, float]:
     is stable, not that it is right. Reproducible: one thread, seeded samples.
 
     Raises:
-        VolumeError: "registration" for a residual above `MOST_RESIDUAL_MM`, or volumes that share no information.
+        VolumeError: "registration" for a residual above `MOST_RESIDUAL_MM`, volumes that share no information, or one
+            with too few slices to be smoothed.
     """
+    for scan in (fixed, moving):
+        if min(scan.voxels.shape) < LEAST_VOXELS:
+            found = f"a volume of shape {scan.voxels.shape}"
+            raise VolumeError("registration", found, f"at least {LEAST_VOXELS} voxels along each axis")
     levels = [[_reduced(scan, voxel_mm) for voxel_mm in LEVELS_MM] for scan in (fixed, moving)]
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # That of a registration alone leaves sums in random order.
@@ -388,7 +391,7 @@ def _reduced(scan: _Scan, voxel_mm: float) -> sitk.Image:
     """The volume as float32, with blocks of voxels averaged up to about a voxel size, and smoothed by half of it."""
     image = sitk.Cast(to_sitk(scan.voxels, _LPS @ scan.lps), sitk.sitkFloat32)
     factors = [
-        max(1, min(round(voxel_mm / step), size // 4))
+        max(1, min(round(voxel_mm / step), size // LEAST_VOXELS))
         for step, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
     ]
     return sitk.SmoothingRecursiveGaussian(sitk.BinShrink(image, factors), voxel_mm / 2)
@@ -400,7 +403,7 @@ def _scan(voxels: NDArray, affine: NDArray) -> _Scan:
     Points between the voxel centers make every candidate interpolate: on the centers, "as stored" on two equal grids
     would be the only one to see the full noise.
     """
-    lps = _LPS @ np.asarray(affine, dtype=np.float64)
+    lps: NDArray[np.float64] = _LPS @ np.asarray(affine, dtype=np.float64)
     rng = np.random.default_rng(SEED)
     inside = np.flatnonzero(foreground(voxels))
     drawn = rng.choice(inside, min(SAMPLES, len(inside)), replace=False) if len(inside) else inside

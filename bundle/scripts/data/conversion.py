@@ -239,7 +239,10 @@ def bring_together(
 
 def _readable(name: str, volume: Volume) -> NDArray:
     """Voxels of a volume, refused before anything is computed with them."""
-    voxels = volume.voxels()
+    try:
+        voxels = volume.voxels()
+    except VolumeError as error:
+        raise VolumeError(error.check, f"{name}: {error.found}", error.expected) from error
     problem = image_problem("", name, voxels)
     if problem is not None:
         raise VolumeError(problem.check, problem.found, problem.expected)

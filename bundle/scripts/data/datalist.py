@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data.volume import NiftiVolume, Problem, Volume, VolumeError
+from scripts.data.wholefile import whole_file
 
 SECTIONS = ("training", "validation", "testing")
 
@@ -162,9 +163,8 @@ def write_datalist(path: Path, task: str, sections: Mapping[str, Iterable[Mappin
         sections: section name to entries; a section that is absent is written as an empty list.
     """
     content = {"task": task, **{name: [dict(entry) for entry in sections.get(name, ())] for name in SECTIONS}}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def datalist_entry(case: str, patient: str, task: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from scripts.data.datalist import SECTIONS
+from scripts.data.wholefile import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -142,15 +142,10 @@ def write_split(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         cases.add(row["case"])
     _refuse_leakage(path, ((str(row["patient"]), str(row["split"])) for row in rows))
     columns = dict.fromkeys([*_COLUMNS, *(column for row in rows for column in row)])
-    partial = path.with_name(f".partial{os.getpid()}_{path.name}")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _check_arguments(

@@ -1,7 +1,7 @@
 """DICOM studies as cases: Vestibular-Schwannoma-SEG as downloaded, and any folder of series.
 
 Links series, structure sets, contours and transforms of a patient, and writes the case. Reading DICOM is in `dicom.py`,
-contours in `contours.py`, registration in `alignment.py`. No torch here.
+contours in `structures.py` and `contours.py`, registration in `alignment.py`. No torch here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data import contours
-from scripts.data.contours import Structure
+from scripts.data.contours import Structure, contour_gaps, contour_volume, structure_mask
 from scripts.data.conversion import Together, bring_together, write_image
-from scripts.data.dicom import Scan, Series
+from scripts.data.dicom import Scan
 from scripts.data.preparation import CaseError, Facts
+from scripts.data.series import Series
+from scripts.data.structures import (
+    DEFAULT_TUMOR_NAMES,
+    StructureSet,
+    choose_structure,
+    read_contours_json,
+    read_rtstruct,
+)
 from scripts.data.volume import Problem, VolumeError
 
 # How the descriptions of Vestibular-Schwannoma-SEG begin or what they contain; regular expressions, in any case.
@@ -79,15 +86,15 @@ def find_studies(
     """
     patients: dict[str, list[Series]] = {}
     for series in scan.series:
-        if series.modality == "MR":
-            patients.setdefault(series.patient, []).append(series)
+        patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
     cases, problems = [], []
     for patient, own in sorted(patients.items()):
         name = file_name(patient)
         if patient in KNOWN_INCOMPLETE:
             problems.append(Problem(name, "known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient"))
             continue
-        sets = tuple(sorted(s.path for s in scan.structure_sets if s.patient == patient))
+        studies = {series.study_uid for series in own}
+        sets = tuple(s.path for s in scan.structure_sets if s.patient == patient or s.study_uid in studies)
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
             case = name if len(found) == 1 else f"{name}_{index}"
@@ -146,10 +153,11 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
         VolumeError: a series that cannot be read, or a registration that does not hold.
     """
     facts = Facts()
+    sets, unreadable = _structure_sets(case)
     errors = [
         VolumeError(error.check, f"{name}: {error.found}", error.expected)
         for name, series in case.series.items()
-        for error in series.problems()
+        for error in (*series.problems(), *_lost_images(series, sets))
     ]
     if errors:
         raise CaseError(errors)
@@ -157,7 +165,10 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
     together = bring_together(case.series, facts, transforms=case.transforms)
-    mask = _tumor(case, structure, together, facts) if with_label else None
+    mask = None
+    if with_label:
+        patterns = DEFAULT_TUMOR_NAMES if structure is None else tuple(structure)
+        mask = _tumor(case, _drawings(case, sets, patterns, unreadable), unreadable, together, facts)
     together.check(mask)
     for name, image in together.images.items():
         write_image(image, together.affine, case.case, name, folder)
@@ -185,14 +196,13 @@ def _damaged_files(series: Mapping[str, Series], scan: Scan) -> list[VolumeError
 def _series_of_studies(
     all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
 ) -> Iterable[tuple[dict[str, Series], list[VolumeError]]]:
-    """Series of each modality, study by study; all studies together where no study has all modalities by itself."""
+    """Series and errors of each study; all studies together where no study has all modalities by itself."""
     studies: dict[str, list[Series]] = {}
     for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
         studies.setdefault(series.study_uid, []).append(series)
     chosen = [_choose(series, modalities, patterns) for series in studies.values()]
-    complete = [(series, errors) for series, errors in chosen if not errors]
-    if complete:
-        return complete
+    if any(not errors for _, errors in chosen):
+        return chosen
     return [_choose(all_series, modalities, patterns)]
 
 
@@ -214,14 +224,48 @@ def _choose(
     return chosen, errors
 
 
-def _tumor(case: StudyCase, names: Sequence[str] | None, together: Together, facts: Facts) -> NDArray[np.uint8]:
-    """Mask of the tumor on the common grid, from the best drawing that can be used; other drawings are compared."""
-    errors: list[VolumeError] = []
+def _structure_sets(case: StudyCase) -> tuple[list[StructureSet], list[VolumeError]]:
+    """The structure sets of a case that can be read, and what is wrong with the others."""
+    sets, errors = [], []
+    for path in case.structure_sets:
+        try:
+            sets.append(read_rtstruct(path))
+        except VolumeError as error:
+            errors.append(error)
+    return sets, errors
+
+
+def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[VolumeError]:
+    """Images of a series that a structure set lists and that are not there: slices lost at an end leave no gap."""
+    listed = frozenset().union(*(drawn.images.get(series.uid, frozenset()) for drawn in sets))
+    lost = len(listed - series.sop_uids())
+    if not lost:
+        return []
+    found = f"{lost} of the {len(listed)} images that the structure set lists are missing"
+    return [VolumeError("number of slices", found, "every image of the series; download it again")]
+
+
+def _tumor(
+    case: StudyCase,
+    drawings: Iterable[tuple[str, str, Structure]],
+    errors: list[VolumeError],
+    together: Together,
+    facts: Facts,
+) -> NDArray[np.uint8]:
+    """Mask of the tumor on the common grid, from the first drawing that can be used; other drawings are compared.
+
+    Args:
+        case: what belongs to it.
+        drawings: from `_drawings`, which adds to `errors` as it goes.
+        errors: what was wrong with drawings so far.
+        together: the images on the common grid.
+        facts: is told what was used.
+    """
     taken: NDArray[np.uint8] | None = None
-    for modality, origin, drawing in _drawings(case, names, errors):
+    for modality, origin, drawing in drawings:
         shape, affine = case.series[modality].grid()
         try:
-            drawn = contours.structure_mask(drawing, shape, affine)
+            drawn = structure_mask(drawing, shape, affine)
         except VolumeError as error:
             errors.append(VolumeError(error.check, f"{origin}: {error.found}", error.expected))
             continue
@@ -243,44 +287,39 @@ def _tumor(case: StudyCase, names: Sequence[str] | None, together: Together, fac
 
 
 def _drawings(
-    case: StudyCase, names: Sequence[str] | None, errors: list[VolumeError]
+    case: StudyCase, sets: Sequence[StructureSet], patterns: Sequence[str], errors: list[VolumeError]
 ) -> Iterable[tuple[str, str, Structure]]:
     """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
-    patterns = contours.DEFAULT_TUMOR_NAMES if names is None else tuple(names)
-    sets = []
-    for path in case.structure_sets:
-        try:
-            sets.append(contours.read_rtstruct(path))
-        except VolumeError as error:
-            errors.append(VolumeError(error.check, f"{path.name}: {error.found}", error.expected))
     for modality, series in case.series.items():
         for drawn in sets:
-            if series.uid not in drawn.series_uids:
+            if series.uid not in drawn.images:
                 continue
             try:
                 if drawn.frame_of_reference not in ("", series.frame_of_reference):
                     found = f"{drawn.frame_of_reference}, the {modality} series has {series.frame_of_reference}"
                     raise VolumeError("frame of reference", found, "the same one in structure set and series")
-                yield modality, "RTSTRUCT", contours.choose_structure(drawn.structures, patterns)
+                yield modality, "RTSTRUCT", choose_structure(drawn.structures, patterns)
             except VolumeError as error:
                 errors.append(VolumeError(error.check, f"{drawn.path.name}: {error.found}", error.expected))
         if modality not in case.contours:
             continue
-        path = case.contours[modality]
+        folder = case.contours[modality].parent.name
         try:
-            structures = contours.read_contours_json(path)
-            yield modality, "contours.json", contours.choose_structure(structures, patterns, first=True)
+            structures = read_contours_json(case.contours[modality])
+            yield modality, "contours.json", choose_structure(structures, patterns, first=True)
         except VolumeError as error:
-            errors.append(VolumeError(error.check, f"{path.parent.name}/{path.name}: {error.found}", error.expected))
+            errors.append(VolumeError(error.check, f"{folder}: {error.found}", error.expected))
 
 
 def _compare_volumes(drawing: Structure, mask: NDArray[np.uint8], affine: NDArray[np.float64], facts: Facts) -> None:
     distance = float(np.linalg.norm(affine[:3, 2]))
-    drawn = contours.contour_volume(drawing, slice_spacing=distance)
+    drawn = contour_volume(drawing, slice_spacing=distance)
     filled = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3]))
     facts.shown["contours enclose"] = f"{drawn:.0f} mm3, their mask {filled:.0f} mm3"
     if abs(filled - drawn) > _VOLUME_AGREES * drawn:
         facts.warnings.append(f"the mask has {filled:.0f} mm3, its contours enclose {drawn:.0f} mm3")
+    for gap in contour_gaps(drawing):
+        facts.warnings.append(f"contours skip {gap:.1f} mm between two planes whose outlines lie above one another")
 
 
 def _dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:

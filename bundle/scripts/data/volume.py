@@ -1,4 +1,4 @@
-"""One 3-D volume on disk, whatever its format: the protocol, the errors, and NIfTI. DICOM series are in `dicom.py`.
+"""One 3-D volume on disk, whatever its format: the protocol, the errors, and NIfTI. DICOM series are in `series.py`.
 
 A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets. No
 torch here, and nothing is written.
@@ -6,6 +6,7 @@ torch here, and nothing is written.
 
 from __future__ import annotations
 
+import gzip
 import math
 import zlib
 from dataclasses import dataclass
@@ -156,8 +157,12 @@ class NiftiVolume:
         return self._read(scaled=True)
 
     def _read(self, *, scaled: bool) -> NDArray:
-        proxy = cast(ArrayProxy, self.open().dataobj)
+        image = self.open()
         try:
+            if self.path.name.endswith(".gz"):
+                # nibabel reads no further than the last voxel; the checksum stands behind it.
+                image = type(image).from_bytes(gzip.decompress(self.path.read_bytes()))
+            proxy = cast(ArrayProxy, image.dataobj)
             if not scaled:
                 stored = proxy.get_unscaled()
                 return np.asarray(stored if self.channel is None else stored[..., self.channel])
