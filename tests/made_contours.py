@@ -47,7 +47,8 @@ def write_rtstruct(
         frame_of_reference: its UID.
         study: StudyInstanceUID of series and structure set.
         patient: PatientID.
-        sop_uids: z of a slice, rounded to 0.01 mm, to the SOPInstanceUID of its image; contours refer to theirs.
+        sop_uids: SOPInstanceUIDs of the images that are listed, by z of the slice, rounded to 0.01 mm; contours at such
+            a z refer to theirs.
         kinds: ContourGeometricType by name where it is not CLOSED_PLANAR.
         decimals: of coordinates, as planning systems round them.
     """

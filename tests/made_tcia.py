@@ -169,6 +169,7 @@ def _write_rt(
                 frame_of_reference=series.frame_uid,
                 study=series.study_uid,
                 patient=patient,
+                sop_uids=dict(enumerate(series.sop_uids)),
             )
             continue
         data = Dataset()

@@ -199,6 +199,20 @@ def tumor(**change) -> dict[str, list[NDArray]]:
     return {change.get("name", "TV"): [contour + move for contour in mask_contours(head().label, head().affine)]}
 
 
+def lost_end(root: Path) -> None:
+    """A patient whose highest T2 slice is lost; the structure set lists all of them."""
+    series = download(root, structures={})["t2_tra"]
+    write_rtstruct(
+        root / "rtstruct.dcm",
+        tumor(),
+        series=(series.series_uid,),
+        study=series.study_uid,
+        frame_of_reference=series.frame_uid,
+        sop_uids=dict(enumerate(series.sop_uids)),
+    )
+    series.paths[-1].unlink()
+
+
 def swapped_series(root: Path) -> None:
     """The descriptions of T2 and ceT1 exchanged."""
     download(root, images=(head().images["ceT1"], head().images["T2"]))
@@ -340,6 +354,14 @@ def _cases() -> list[Refused]:
             "a complete DICOM file",
         ),
         in_series("number of slices", "two slices", "2, in 000001.dcm", "at least 3", slices=2),
+        Refused(
+            "number of slices",
+            "the last slice is missing",
+            "vs_seg",
+            lost_end,
+            "T2: 1 of the 10 images that the structure set lists are missing",
+            "every image of the series",
+        ),
         in_dicom(
             "gap",
             "a slice is missing",

@@ -229,7 +229,7 @@ def bring_together(
             together.images[name] = moving
             continue
         alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
-        image, covered = resample(moving, moving_affine, shape, affine, alignment)
+        image, covered = resample(moving, moving_affine, shape, affine, alignment, fill=_air(moving))
         together.images[name] = _as_stored(image, moving.dtype)
         together.alignments[name] = alignment
         together.covered[name] = covered
@@ -247,6 +247,14 @@ def _readable(name: str, volume: Volume) -> NDArray:
     if problem is not None:
         raise VolumeError(problem.check, problem.found, problem.expected)
     return voxels
+
+
+def _air(voxels: NDArray) -> float:
+    """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
+    if checks.is_skull_stripped(voxels):
+        return 0.0
+    air = voxels[~checks.foreground(voxels)]
+    return float(np.median(air)) if air.size else float(voxels.min())
 
 
 def _as_stored(image: NDArray, dtype: np.dtype) -> NDArray:
