@@ -37,6 +37,7 @@ def write_rtstruct(
     sop_uids: Mapping[float, str] | None = None,
     kinds: Mapping[str, str] | None = None,
     decimals: int = 4,
+    date: tuple[str, str] | None = None,
 ) -> Path:
     """Write an RTSTRUCT with a structure per name.
 
@@ -51,6 +52,7 @@ def write_rtstruct(
             a z refer to theirs.
         kinds: ContourGeometricType by name where it is not CLOSED_PLANAR.
         decimals: of coordinates, as planning systems round them.
+        date: StructureSetDate (YYYYMMDD) and StructureSetTime (HHMMSS); None: neither is there.
     """
     sop_uids = sop_uids or {}
     images = [_item(ReferencedSOPClassUID=MR_CLASS, ReferencedSOPInstanceUID=uid) for uid in sop_uids.values()]
@@ -103,6 +105,8 @@ def write_rtstruct(
             for number, _ in enumerate(structures, start=1)
         ],
     )
+    if date is not None:
+        dataset.StructureSetDate, dataset.StructureSetTime = date
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = RTSTRUCT_CLASS
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

@@ -1,6 +1,6 @@
-"""Tests of scripts.data.alignment: the direction of .tfm files, registration, resampling, mapped points.
+"""Tests of scripts.data.alignment: the direction of .tfm files, refused pairs, resampling, mapped points.
 
-Plausibility of the result is tested in test_checks.py.
+Registration itself is tested in test_registration.py, plausibility of the result in test_checks.py.
 """
 
 import math
@@ -8,46 +8,19 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from made_moves import center_of, displaced, rigid
 
 from scripts.data import alignment
-from scripts.data.alignment import (
-    MOST_RESIDUAL_MM,
-    Alignment,
-    align,
-    map_points,
-    mutual_information,
-    read_transform,
-    resample,
-    to_sitk,
-)
+from scripts.data.alignment import LEAST_INFORMATION, Alignment, align, map_points, read_transform, resample
 from scripts.data.phantom import make_phantom
+from scripts.data.registration import LPS
 from scripts.data.volume import VolumeError
-
-LPS = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
 def case():
     """A small phantom of real spacing."""
     return make_phantom(3)
-
-
-def rigid(shift=(0.0, 0.0, 0.0), degrees=(0.0, 0.0, 0.0), center=(0.0, 0.0, 0.0)):
-    transform = sitk.Euler3DTransform()
-    transform.SetCenter(list(map(float, center)))
-    transform.SetTranslation(list(map(float, shift)))
-    transform.SetRotation(*np.radians(degrees).tolist())
-    return transform
-
-
-def center_of(voxels, affine):
-    return (LPS @ affine @ (*(np.array(voxels.shape) - 1) / 2, 1))[:3]
-
-
-def displaced(voxels, affine, transform):
-    """The volume on its own grid with its content moved: what was at p is now at transform(p)."""
-    image = to_sitk(voxels, affine)
-    return sitk.GetArrayFromImage(sitk.Resample(image, image, transform.GetInverse(), sitk.sitkLinear, 0.0)).T
 
 
 def by_hand(transform):
@@ -58,31 +31,6 @@ def written(folder, transform, name="inv_T1_LPS_to_T2_LPS.tfm"):
     path = folder / name
     sitk.WriteTransform(transform, str(path))
     return path
-
-
-# --- Images and affines
-
-
-def test_image_has_the_lps_point_of_every_voxel():
-    affine = np.array([[0, -2, 0, 10], [0.5, 0, 0, -20], [0, 0, -3, 30], [0, 0, 0, 1]], dtype=float)
-    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    image = to_sitk(voxels, affine)
-    # Index (1, 2, 3) is RAS (10 - 4, -20 + 0.5, 30 - 9), so LPS (-6, 19.5, 21).
-    assert image.TransformIndexToPhysicalPoint((1, 2, 3)) == pytest.approx((-6, 19.5, 21))
-    assert image.GetPixel((1, 2, 3)) == voxels[1, 2, 3]
-    assert image.GetSpacing() == pytest.approx((0.5, 2, 3))
-
-
-def test_types_that_itk_lacks_are_converted():
-    assert to_sitk(np.ones((2, 2, 2), dtype=bool), np.eye(4)).GetPixelID() == sitk.sitkUInt8
-    assert to_sitk(np.ones((2, 2, 2), dtype=np.float16), np.eye(4)).GetPixelID() == sitk.sitkFloat32
-
-
-@pytest.mark.parametrize("diagonal", [(1, 0, 1, 1), (1, math.nan, 1, 1)])
-def test_flat_or_broken_affine_is_refused(diagonal):
-    with pytest.raises(VolumeError, match="three independent axes") as error:
-        to_sitk(np.zeros((2, 2, 2)), np.diag(diagonal))
-    assert error.value.check == "affine"
 
 
 # --- Transform files
@@ -165,29 +113,6 @@ def test_transform_that_is_not_rigid_is_refused(tmp_path, transform):
     assert "inv_T1_LPS_to_T2_LPS.tfm" in error.value.found
 
 
-# --- Mutual information
-
-
-def test_information_of_two_equal_values_is_ln_2():
-    halves = np.repeat((0.0, 1.0), 500)
-    assert mutual_information(halves, 7 - 3 * halves) == pytest.approx(math.log(2))
-
-
-def test_information_of_equal_uniform_images_is_the_logarithm_of_the_bins():
-    values = np.arange(6400) / 6400
-    assert mutual_information(values, values, bins=4) == pytest.approx(math.log(4), abs=0.001)
-
-
-def test_information_of_independent_values_is_0():
-    first, second = np.repeat((0, 1), 200), np.tile((0, 1), 200)
-    assert mutual_information(first, second) == pytest.approx(0, abs=1e-12)
-
-
-def test_information_of_constant_or_no_values_is_0():
-    assert mutual_information(np.ones(10), np.arange(10)) == 0
-    assert mutual_information(np.zeros(0), np.zeros(0)) == 0
-
-
 # --- The direction of a given file
 
 
@@ -242,65 +167,49 @@ def test_transform_away_from_the_volume_shares_nothing(case, tmp_path):
 # --- Registration
 
 
-def test_known_displacement_is_registered(case):
-    truth = rigid((4, -3, 2), (2, -1, 3), center_of(case.label, case.affine))
-    moving = displaced(case.images["ceT1"], case.affine, truth)
+def test_without_files_the_volumes_are_registered(case):
+    moving = displaced(case.images["ceT1"], case.affine, rigid((4, -3, 2)))
     result = align(case.images["T2"], case.affine, moving, case.affine)
     assert result.method == "registered"
     assert 0 < result.residual_mm < 1
+    # sqrt(16 + 9 + 4); the series of a phantom lie some 0.3 mm apart by themselves.
+    assert result.shift_mm == pytest.approx(math.sqrt(29), abs=0.8)
     assert result.mutual_information["registered"] > result.mutual_information["as stored"]
-    tumor = np.argwhere(case.label) @ (LPS @ case.affine)[:3, :3].T + (LPS @ case.affine)[:3, 3]
-    expected = np.array([truth.TransformPoint(point) for point in tumor[::100].tolist()])
-    # The series of a phantom lie some 0.3 mm apart by themselves.
-    assert np.linalg.norm(map_points(tumor[::100], result, to="moving") - expected, axis=1).mean() < 0.8
-
-
-def test_registration_is_reproducible(case, monkeypatch):
-    monkeypatch.setattr(alignment, "LEVELS_MM", (4.0, 2.0))
-    monkeypatch.setattr(alignment, "REGISTRATION_SAMPLES", 4000)
-    moving = displaced(case.images["ceT1"], case.affine, rigid((2, 1, 0)))
-    first, second = (align(case.images["T2"], case.affine, moving, case.affine) for _ in range(2))
-    assert first.transform.TransformPoint((1, 2, 3)) == second.transform.TransformPoint((1, 2, 3))
-    assert first.residual_mm == second.residual_mm
 
 
 def test_registration_that_shares_less_than_before_is_not_used(case, monkeypatch):
-    monkeypatch.setattr(alignment, "_register", lambda *_: (rigid((8, 8, 8)), 0.1))
+    monkeypatch.setattr(alignment, "register", lambda *_: (rigid((8, 8, 8)), 0.1))
     result = align(case.images["T2"], case.affine, case.images["ceT1"], case.affine)
     assert (result.method, result.residual_mm, result.shift_mm) == ("as stored", None, 0)
     assert set(result.mutual_information) == {"as stored", "registered"}
 
 
-def test_registration_of_too_few_slices_is_refused(case):
-    with pytest.raises(VolumeError, match="at least 4 voxels along each axis") as error:
-        align(case.images["T2"], case.affine, case.images["ceT1"][:, :, :3], case.affine)
-    assert error.value.check == "registration"
+# --- Images that share nothing
 
 
-def test_volumes_in_two_frames_of_reference_are_registered(case):
-    away = case.affine.copy()
-    away[:3, 3] += (300, -200, 150)
-    result = align(case.images["T2"], case.affine, case.images["ceT1"], away)
-    middle = center_of(case.label, case.affine)
-    moved = map_points(middle[None], result, to="moving")[0] - middle
-    assert moved == pytest.approx((-300, 200, 150), abs=1)
-
-
-def test_registration_of_noise_is_refused():
+@pytest.mark.parametrize("kind", ["uniform", "rayleigh"])
+def test_noise_is_refused_though_both_directions_agree(case, kind, monkeypatch):
     rng = np.random.default_rng(0)
-    noise = [rng.uniform(100, 200, (40, 40, 20)).astype(np.float32) for _ in range(2)]
-    turned = np.diag((2.0, 2.0, 2.0, 1.0))
-    turned[:3, 3] = (30, 20, 15)
-    with pytest.raises(VolumeError, match=f"at most {MOST_RESIDUAL_MM:g} mm") as error:
-        align(noise[0], np.diag((2.0, 2.0, 2.0, 1.0)), noise[1], turned)
+    shape = case.label.shape
+    noise = (rng.uniform(100, 200, shape) if kind == "uniform" else rng.rayleigh(50, shape)).astype(np.float32)
+    monkeypatch.setattr(alignment, "register", lambda *_: (rigid(), 0.0))
+    with pytest.raises(VolumeError, match=r"share 0\.0\d\d nats of information \(registered\)") as error:
+        align(case.images["T2"], case.affine, noise, case.affine)
+    assert error.value.check == "registration"
+    assert error.value.expected == f"at least {LEAST_INFORMATION} nats"
+
+
+def test_noise_is_refused_after_registration(case):
+    noise = np.random.default_rng(0).rayleigh(50, case.label.shape).astype(np.float32)
+    with pytest.raises(VolumeError, match="found") as error:
+        align(case.images["T2"], case.affine, noise, case.affine)
     assert error.value.check == "registration"
 
 
-def test_registration_with_a_constant_volume_is_refused():
-    grid = np.diag((2.0, 2.0, 2.0, 1.0))
-    gradient = np.arange(16**3, dtype=np.float32).reshape(16, 16, 16)
-    with pytest.raises(VolumeError, match="no mutual information") as error:
-        align(gradient, grid, np.full((16, 16, 16), 7, dtype=np.int16), grid)
+def test_noise_is_refused_with_a_file_too(case, tmp_path):
+    noise = np.random.default_rng(0).rayleigh(50, case.label.shape).astype(np.float32)
+    with pytest.raises(VolumeError, match="nats of information") as error:
+        align(case.images["T2"], case.affine, noise, case.affine, transforms=[written(tmp_path, rigid((4, -3, 2)))])
     assert error.value.check == "registration"
 
 

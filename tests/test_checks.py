@@ -23,17 +23,16 @@ def noisy(seed, head):
     return np.where(head, 100.0, np.random.default_rng(seed).rayleigh(2.5, head.shape))
 
 
+SPACING = (2.0, 2.0, 2.0)  # At which a head is that of every voxel.
+VS_SPACING = (0.41, 0.41, 1.5)
+
+
 @pytest.fixture(scope="module")
 def case():
     return make_phantom(2)
 
 
 # --- Foreground and head
-
-
-@pytest.mark.parametrize("name", ["SKULL_STRIPPED_ZEROS", "AIR_FRACTION"])
-def test_constants_are_those_of_training(name):
-    assert getattr(checks, name) == getattr(transforms, name)
 
 
 @pytest.mark.parametrize("stripped", [False, True])
@@ -47,13 +46,38 @@ def test_head_is_the_largest_part_with_its_holes_filled():
     head = ball((40, 40, 12), 15)
     voxels = noisy(0, head & ~ball((40, 40, 12), 4))
     voxels[1:3, 1:3, 1:3] = 100
-    np.testing.assert_array_equal(checks.head_mask(voxels), head)
+    np.testing.assert_array_equal(checks.head_mask(voxels, spacing=SPACING), head)
 
 
 def test_notch_at_the_border_is_no_hole():
     head = np.ones((20, 20, 3), dtype=bool)
     head[8:12, :6] = False
-    np.testing.assert_array_equal(checks.head_mask(noisy(0, head)), head)
+    np.testing.assert_array_equal(checks.head_mask(noisy(0, head), spacing=SPACING), head)
+
+
+def test_fine_grids_give_the_head_in_blocks():
+    # Blocks of 4 x 4 x 1 voxels; the last two voxels of the first axis make no block and follow the one before.
+    voxels = np.zeros((14, 8, 2))
+    voxels[5:12, :4] = 100
+    voxels[:2, 4:6] = 100
+    head = checks.head_mask(voxels, spacing=(0.5, 0.5, 2.0))
+    expected = np.zeros(voxels.shape, dtype=bool)
+    expected[4:, :4] = True  # 12 and 16 of 16 voxels; the quarter block beside them touches at an edge only.
+    np.testing.assert_array_equal(head, expected)
+
+
+@pytest.mark.parametrize(("count", "inside"), [(3, False), (4, True)])
+def test_quarter_of_a_block_makes_it_head(count, inside):
+    voxels = np.zeros((8, 4, 1))
+    voxels[:4] = 100
+    voxels[4 + np.arange(count), 0] = 100
+    assert checks.head_mask(voxels, spacing=(0.5, 0.5, 2.0))[4:].all() == inside
+
+
+def test_head_does_not_depend_on_the_order_in_memory(case):
+    t2 = case.images["T2"]
+    heads = [checks.head_mask(np.require(t2, requirements=order), spacing=VS_SPACING) for order in ("C", "F")]
+    np.testing.assert_array_equal(*heads)
 
 
 def test_padding_outside_the_coverage_is_no_skull_stripping():
@@ -62,12 +86,12 @@ def test_padding_outside_the_coverage_is_no_skull_stripping():
     voxels[:10], coverage[:10] = 0, False
     assert checks.is_skull_stripped(voxels)
     assert not checks.is_skull_stripped(voxels, coverage=coverage)
-    np.testing.assert_array_equal(checks.head_mask(voxels, coverage=coverage), head & coverage)
+    np.testing.assert_array_equal(checks.head_mask(voxels, spacing=SPACING, coverage=coverage), head & coverage)
 
 
 @pytest.mark.parametrize("coverage", [None, np.zeros((4, 4, 4), dtype=bool)])
 def test_empty_volume_has_no_head(coverage):
-    assert not checks.head_mask(np.zeros((4, 4, 4)), coverage=coverage).any()
+    assert not checks.head_mask(np.zeros((4, 4, 4)), spacing=SPACING, coverage=coverage).any()
 
 
 # --- Mask
@@ -108,9 +132,9 @@ def test_dice_of_heads_within_the_coverage():
 
 
 def test_heads_that_agree_raise_nothing(case):
-    heads = [checks.head_mask(case.images[name]) for name in ("T2", "ceT1")]
+    heads = [checks.head_mask(case.images[name], spacing=VS_SPACING) for name in ("T2", "ceT1")]
     assert not checks.overlap_problems(*heads, coverage=np.ones(heads[0].shape, dtype=bool), mask=case.label)
-    assert not checks.mask_problems(case.label, head=heads[0], spacing=(0.41, 0.41, 1.5))
+    assert not checks.mask_problems(case.label, head=heads[0], spacing=VS_SPACING)
 
 
 def test_displaced_head_is_reported():
@@ -140,9 +164,9 @@ def test_mask_and_head_outside_the_coverage_are_reported():
 
 @pytest.mark.parametrize(("seed", "tumor"), [(0, True), (1, False), (2, True)])
 def test_swapped_vs_pair_is_found(seed, tumor):
-    images, spacing = make_phantom(seed, tumor=tumor).images, (0.41, 0.41, 1.5)
-    assert not checks.modality_problems(images["T2"], images["ceT1"], spacing=spacing)
-    (problem,) = checks.modality_problems(images["ceT1"], images["T2"], spacing=spacing)
+    images = make_phantom(seed, tumor=tumor).images
+    assert not checks.modality_problems(checks.modality_score(images["T2"], images["ceT1"], spacing=VS_SPACING))
+    (problem,) = checks.modality_problems(checks.modality_score(images["ceT1"], images["T2"], spacing=VS_SPACING))
     assert problem.check == "modality"
     assert "T2 and ceT1 look swapped (score -" in problem.found
     assert "CSF bright on T2" in problem.expected
@@ -151,9 +175,15 @@ def test_swapped_vs_pair_is_found(seed, tumor):
 def test_swapped_glioma_pair_is_found():
     images, spacing = make_phantom(5, task="glioma", shape=(48, 58, 42), spacing=(3, 3, 3)).images, (3.0, 3.0, 3.0)
     for name in ("T1", "ceT1", "FLAIR"):
-        assert not checks.modality_problems(images["T2"], images[name], spacing=spacing)
-        (problem,) = checks.modality_problems(images[name], images["T2"], spacing=spacing, names=("T2", name))
+        assert not checks.modality_problems(checks.modality_score(images["T2"], images[name], spacing=spacing))
+        score = checks.modality_score(images[name], images["T2"], spacing=spacing)
+        (problem,) = checks.modality_problems(score, names=("T2", name))
         assert f"T2 and {name} look swapped" in problem.found
+
+
+@pytest.mark.parametrize(("score", "refused"), [(-0.31, True), (-0.3, False), (0.0, False)])
+def test_score_below_the_margin_is_refused(score, refused):
+    assert bool(checks.modality_problems(score)) == refused
 
 
 def test_score_changes_sign_with_the_order_and_ignores_units(case):
@@ -165,7 +195,7 @@ def test_score_changes_sign_with_the_order_and_ignores_units(case):
 
 
 def test_score_of_one_image_with_itself_is_0(case):
-    assert checks.modality_score(case.images["T2"], case.images["T2"], spacing=(0.41, 0.41, 1.5)) == 0
+    assert checks.modality_score(case.images["T2"], case.images["T2"], spacing=VS_SPACING) == 0
 
 
 def test_score_looks_at_the_coverage_only(case):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def jobs_of(tmp_path: Path, texts: dict[str, str], *, tumor: bool = True, **opti
         source = tmp_path / "in" / f"{case}.txt"
         source.write_text(text)
         write = partial(write_case, case, tmp_path / "log", source, tumor)
-        jobs.append(Job(case, f"patient_{case}", "cohort", (source,), options, write))
+        jobs.append(Job(case, f"patient_{case}", "cohort", {"T2": (source,)}, options, write))
     return jobs
 
 
@@ -103,12 +104,11 @@ def test_finished_cases_are_known_by_content(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda path, jobs: jobs[0].files[0].write_text("7"),
-        lambda path, jobs: (path / "a/a_T2.nii.gz").write_bytes(b"damaged"),
+        lambda path, jobs: jobs[0].files["T2"][0].write_text("7"),
         lambda path, jobs: (path / "a/a_label.nii.gz").unlink(),
         lambda path, jobs: jobs.__setitem__(0, jobs_of(path.parent, {"a": "1"}, structure="TV")[0]),
     ],
-    ids=["input", "damaged output", "missing output", "options"],
+    ids=["input", "missing output", "options"],
 )
 def test_whatever_changed_is_made_again(tmp_path, change):
     run(tmp_path, jobs_of(tmp_path, {"a": "1", "b": "2"}))
@@ -117,6 +117,29 @@ def test_whatever_changed_is_made_again(tmp_path, change):
     outcomes = run(tmp_path, jobs)
     assert made(tmp_path) == ["a", "b", "a"]
     assert [outcome.reused for outcome in outcomes] == [False, True]
+
+
+@pytest.mark.parametrize("text", ["1", "7"], ids=["same input", "other input"])
+def test_a_case_that_was_changed_by_hand_is_told_and_kept(tmp_path, text):
+    run(tmp_path, jobs_of(tmp_path, {"a": "1", "b": "2"}))
+    corrected = tmp_path / "out/a/a_label.nii.gz"
+    corrected.write_bytes(b"corrected by hand")
+    outcomes = run(tmp_path, jobs_of(tmp_path, {"a": text, "b": "2"}))
+    assert [problem.check for problem in outcomes[0].problems] == ["changed file"]
+    assert "a/a_label.nii.gz was changed" in outcomes[0].problems[0].found
+    assert corrected.read_bytes() == b"corrected by hand" and outcomes[1].reused
+
+
+def test_exchanged_roles_are_another_input(tmp_path):
+    """The same files under other roles: what was T2 is now ceT1."""
+    (tmp_path / "out").mkdir()
+    jobs = jobs_of(tmp_path, {"a": "1", "b": "2"})
+    files = [job.files["T2"][0] for job in jobs]
+    for order in (files, files[::-1]):
+        job = replace(jobs[0], files={"T2": (order[0],), "ceT1": (order[1],)})
+        (outcome,) = run(tmp_path, [job])
+        assert not outcome.reused
+    assert made(tmp_path) == ["a", "a"]
 
 
 def test_a_new_version_makes_all_again(tmp_path, monkeypatch):
@@ -140,10 +163,19 @@ def test_errors_cost_their_case_alone(tmp_path):
 
 def test_an_input_that_went_away_is_its_case_s_problem(tmp_path):
     jobs = jobs_of(tmp_path, {"a": "1", "b": "2"})
-    jobs[0].files[0].unlink()
+    jobs[0].files["T2"][0].unlink()
     outcomes = run(tmp_path, jobs)
     assert [problem.check for problem in outcomes[0].problems] == ["unreadable file"]
     assert not outcomes[1].problems
+
+
+def test_a_finished_case_outlives_an_input_that_cannot_be_read(tmp_path):
+    run(tmp_path, jobs_of(tmp_path, {"a": "1"}))
+    files = digest(tmp_path / "out")
+    jobs = jobs_of(tmp_path, {"a": "1"})
+    jobs[0].files["T2"][0].unlink()
+    assert run(tmp_path, jobs)[0].problems
+    assert digest(tmp_path / "out") == files
 
 
 def test_a_case_that_no_longer_holds_is_taken_away(tmp_path):
@@ -159,19 +191,30 @@ def test_a_full_disk_ends_the_run(tmp_path, workers):
     assert not [path for path in (tmp_path / "out").iterdir() if path.name != "b"]
 
 
-def test_a_foreign_folder_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("content", [None, '{"Manufacturer": "somebody"}', '{"identity": {}, "files": {}}', "[]"])
+def test_a_foreign_folder_is_not_replaced(tmp_path, content, readable):
     (tmp_path / "out/a").mkdir(parents=True)
     (tmp_path / "out/a/notes.txt").write_text("mine")
+    if content is not None:
+        (tmp_path / "out/a/a.json").write_text(content)
+    jobs = jobs_of(tmp_path, {"a": "1"})
+    if not readable:
+        jobs[0].files["T2"][0].unlink()
     with pytest.raises(ValueError, match="a is there and was not written by scripts.prepare"):
-        run(tmp_path, jobs_of(tmp_path, {"a": "1"}))
+        run(tmp_path, jobs)
     assert (tmp_path / "out/a/notes.txt").read_text() == "mine"
 
 
 def test_parts_of_a_killed_run_are_removed(tmp_path):
-    (tmp_path / "out/.partial_77_a").mkdir(parents=True)
-    (tmp_path / "out/.partial_77_a/a_T2.nii.gz").write_bytes(b"half")
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    alive = tmp_path / f"out/.partial_{os.getppid()}_b"
+    for folder in (tmp_path / f"out/.partial_{gone.pid}_a", alive):
+        folder.mkdir(parents=True)
+        (folder / "a_T2.nii.gz").write_bytes(b"half")
     run(tmp_path, jobs_of(tmp_path, {"a": "1"}))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["a", alive.name])
 
 
 def test_two_cases_of_one_name(tmp_path):
@@ -192,7 +235,7 @@ def test_several_problems_of_a_case(tmp_path):
         raise CaseError([VolumeError("gap", "2 mm", "1 mm"), VolumeError("spacing", "0 mm", "more")])
 
     (tmp_path / "out").mkdir()
-    (outcome,) = run_jobs([Job("a", "a", "", (), {}, write)], tmp_path / "out", NAMES, title="test")
+    (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", NAMES, title="test")
     assert [tuple(problem) for problem in outcome.problems] == [
         ("a", "gap", "2 mm", "1 mm"),
         ("a", "spacing", "0 mm", "more"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
+from scripts.data.inputs import find_inputs
 from scripts.data.jobs import Options
 from scripts.prepare import main, prepare_phantoms, prepare_source
 
@@ -32,7 +33,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 
 def brats_case(folder: Path, case: str, labels=(0, 1, 2, 4), ending: str = ".nii.gz") -> None:
     """A tiny BraTS case whose labels lie in the first row."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(list(case.encode()))
     for suffix in ("_t1", "_t1ce", "_t2", "_flair"):
         save(folder / case / f"{case}{suffix}{ending}", rng.integers(0, 900, (6, 5, 4)).astype(np.int16))
     seg = np.zeros((6, 5, 4), np.int16)
@@ -119,9 +120,9 @@ def test_scaled_4d_keeps_stored_numbers_and_scaling(tmp_path):
 
 def test_brats_bytes_are_copied(tmp_path):
     brats_case(tmp_path / "in", "BraTS2021_00001")
-    brats_case(tmp_path / "in", "BraTS20_Training_001", ending=".nii")
+    brats_case(tmp_path / "in", "BraTS2021_00002", ending=".nii")
     prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma")
-    for case, ending in (("BraTS2021_00001", ".nii.gz"), ("BraTS20_Training_001", ".nii")):
+    for case, ending in (("BraTS2021_00001", ".nii.gz"), ("BraTS2021_00002", ".nii")):
         source = (tmp_path / "in" / case / f"{case}_t1ce{ending}").read_bytes()
         written = (tmp_path / "out" / case / f"{case}_ceT1.nii.gz").read_bytes()
         assert written == source if ending == ".nii.gz" else gzip.decompress(written) == source
@@ -192,6 +193,7 @@ def test_excluded(tmp_path, caplog):
         "excluded.csv",
         "i_good",
         "overview.html",
+        "split.csv",
     ]
     assert "b_both left out: label values: found label: {0, 3, 4}; expected {0, 1, 2, 4} or {0, 1, 2, 3}" in caplog.text
 
@@ -218,6 +220,50 @@ def test_a_stored_split_stays_when_patients_are_added(tmp_path):
     second = sections_of(tmp_path / "out")
     assert len(second) == 7
     assert {case: second[case] for case in first} == first
+
+
+def test_a_patient_who_is_absent_once_keeps_the_section(tmp_path):
+    for index in range(10):
+        brats_case(tmp_path / "in", f"p{index}")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", seed=1)
+    first = sections_of(tmp_path / "out")
+    away = [case for case, section in first.items() if section == "testing"]
+    for case in away:
+        (tmp_path / "in" / case).rename(tmp_path / case)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", seed=2, overwrite=True)
+    for case in away:
+        (tmp_path / case).rename(tmp_path / "in" / case)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", seed=3, overwrite=True)
+    assert sections_of(tmp_path / "out") == first
+
+
+def test_cases_of_earlier_runs_are_told(tmp_path, caplog):
+    for case in ("a", "b"):
+        brats_case(tmp_path / "in", case)
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma")
+    assert "earlier runs" not in caplog.text
+    (tmp_path / "in/b").rename(tmp_path / "b")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", overwrite=True)
+    assert "1 cases of earlier runs are still there: b; remove what is not wanted" in caplog.text
+
+
+def test_crossmoda_for_the_perceptor_and_for_inference(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[2, 2, 2], label[3, 2, 2] = 1, 2
+    for name in ("crossmoda2022_ldn_1_ceT1", "crossmoda2022_ldn_2_hrT2"):
+        save(tmp_path / f"in/{name}.nii.gz", rng.integers(0, 900, label.shape).astype(np.int16))
+    command = ["crossmoda", "--input", str(tmp_path / "in"), "--output"]
+    assert main([*command, str(tmp_path / "unlabeled")]) == 0
+    assert "crossMoDA's ceT1 and T2 are of different patients" in caplog.text
+    assert excluded(tmp_path / "unlabeled") == [("crossmoda2022_ldn_1", "missing file")]
+    save(tmp_path / "in/crossmoda2022_ldn_1_Label.nii.gz", label)
+    assert main([*command, str(tmp_path / "out")]) == 0
+    (entry,) = load_datalist(tmp_path / "out/datalist.json", "training", task="vs_cet1")
+    assert entry["image"] == [entry["target"]]
+    np.testing.assert_array_equal(np.asarray(nib.load(entry["label"]).dataobj), label == 1)
+    (scan,) = find_inputs(tmp_path / "out/scans_only", "vs")
+    assert scan["case"] == "crossmoda2022_ldn_2"
 
 
 def test_cases_csv_is_a_split_file_for_another_task(tmp_path):
@@ -313,6 +359,17 @@ def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
         (["brats", "--input", "bad", "--output", "bad/out"], "overlaps --input"),
         (["brats", "--input", "bad", "--output", "out", "--split", "none.csv"], "none.csv: no such split file"),
         (["brats", "--input", "bad", "--output", "file"], "file is a file, expected a folder"),
+        (
+            ["brats", "--input", "bad", "--output", "out", "--fractions", "70", "10", "20"],
+            "numbers of 0 or more that sum",
+        ),
+        (["brats", "--input", "bad", "--output", "out", "--seed", "-1"], "the seed of the split is -1"),
+        (["dicom", "--input", "in", "--output", "out", "--series", "T2=*t2*"], "T2=*t2*: no regular expression"),
+        (["dicom", "--input", "in", "--output", "out", "--series", "t2=ciss"], "NAME is one of T2, ceT1"),
+        (["dicom", "--input", "in", "--output", "out", "--series", "T2=a", "T2=b"], "--series gives T2 twice"),
+        (["nifti", "--input", "in", "--output", "out", "--pattern", "T9={case}.nii"], "NAME is one of T2, ceT1, label"),
+        (["vs_seg", "--input", "in", "bad", "--output", "out"], "no vs_seg case found"),
+        (["msd", "--input", "in", "bad", "--output", "out"], "--input names 2 folders, expected one for msd"),
         (["phantom", "--output", "out", "--training", "-1"], "expected no negative number"),
         (["phantom", "--output", "out", "--training=0", "--validation=0", "--testing=0"], "at least one case"),
         (["phantom", "--output", "out", "--without-tumor", "2"], "--without-tumor is 2.0"),

@@ -213,6 +213,20 @@ def lost_end(root: Path) -> None:
     series.paths[-1].unlink()
 
 
+def unnamed(root: Path) -> None:
+    """A patient whose series have no description, in folders that say nothing either."""
+    download(root, SeriesDescription=None)
+    for name, other in (("t2_tra", "a"), ("t1_tra", "b")):
+        (root / name).rename(root / other)
+
+
+def years_apart(root: Path, *dates: str) -> None:
+    """T2 of one study, ceT1 of another one."""
+    for name, image, date in zip(("t2_tra", "t1_tra"), ("T2", "ceT1"), dates or ("20120501", "20190501"), strict=True):
+        voxels = stored(head().images[image])
+        write_series(root / name, voxels, head().affine, description=name, study_uid=make_uid(date), StudyDate=date)
+
+
 def swapped_series(root: Path) -> None:
     """The descriptions of T2 and ceT1 exchanged."""
     download(root, images=(head().images["ceT1"], head().images["T2"]))
@@ -327,7 +341,22 @@ def _cases() -> list[Refused]:
         Refused(
             "missing series", "only a T2 series", "vs_seg", t2_series, "ceT1: series 't2_ci3d_tra'", "contains 't1_'"
         ),
-        in_vs("missing series", "anonymized: no SeriesDescription", "series '', ''", "'t2_'", SeriesDescription=None),
+        Refused(
+            "missing series",
+            "anonymized: no SeriesDescription, no telling folder",
+            "vs_seg",
+            unnamed,
+            "'a', 'b'",
+            "'t2_'",
+        ),
+        Refused(
+            "different studies",
+            "ceT1 of seven years later",
+            "vs_seg",
+            years_apart,
+            "T2 of 2012-05-01, ceT1 of 2019-05-01",
+            "31 days",
+        ),
         in_dicom(
             "ambiguous series",
             "two series that fit",
@@ -651,6 +680,16 @@ def _cases() -> list[Refused]:
             ("--pattern", "T2={patient}/{case}_T2.nii.gz", "ceT1={patient}/{case}_ceT1.nii.gz"),
             "x",
         ),
+        Refused(
+            "same image",
+            "one scan under two names",
+            "nifti",
+            lambda root: [nifti(root, case) for case in ("first", "VS-SEG-001", "second")],
+            "patient VS-SEG-001",
+            "one patient per image",
+            PATTERNS,
+            "first",
+        ),
         in_brats("cohort", "a meningioma", "BraTS-MEN", "BraTS-GLI or BraTS-SSA", case="BraTS-MEN-00001-000"),
         Refused(
             "not in split",
@@ -726,7 +765,7 @@ def test_good_cases_are_not_refused(tmp_path):
 
 
 def test_every_check_has_a_case():
-    """Names of checks, as the code has them; those of a datalist, and of our own mistakes, leave no case out."""
+    """Names of checks, as the code has them; those of a datalist leave no case out, two have tests of their own."""
     trees = [ast.parse(path.read_text()) for path in DATA.glob("*.py") if path.name != "datalist.py"]
     trees.append(ast.parse(Path(prepare.__file__).read_text()))
     names = set()
@@ -736,7 +775,74 @@ def test_every_check_has_a_case():
             names.add(call.args[place].value)
     names |= {"shape", "affine", "constant image", "non-finite image"}
     assert len(names) > 30
-    assert names - {"unexpected error"} <= {refused.check for refused in CASES}
+    assert names - {"unexpected error", "changed file"} <= {refused.check for refused in CASES}
+
+
+def test_studies_a_few_days_apart_are_one_case(tmp_path):
+    (tmp_path / "in").mkdir()
+    years_apart(tmp_path / "in", "20120501", "20120515")
+    (tmp_path / "in/vs_gk_1_t2").mkdir()
+    write_contours_json(tmp_path / "in/vs_gk_1_t2/contours.json", tumor())
+    (tmp_path / "in/vs_gk_1_t2/inv_T2_LPS_to_T1_LPS.tfm").write_text(TFM.format(SHIFT.format(0)))
+    assert prepared("vs_seg", tmp_path) == (0, [])
+
+
+def test_folders_name_series_without_description(tmp_path):
+    (tmp_path / "in").mkdir()
+    download(tmp_path / "in", SeriesDescription=None)
+    assert prepared("vs_seg", tmp_path) == (0, [])
+
+
+def test_names_that_differ_by_case_or_signs_are_numbered(tmp_path):
+    for index, patient in enumerate(("A 1", "A_1", "a_1")):
+        t2_series(tmp_path / "in" / str(index), patient=patient, voxels=stored(head().images["T2"]) + np.int16(index))
+    assert prepared("dicom", tmp_path) == (0, [])
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*_T2.nii.gz")) == ["A_1", "A_1-2", "a_1-3"]
+
+
+def test_converted_and_downloaded_data_are_not_mixed(tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    download(tmp_path / "in")
+    for name, image in {"t1": head().images["ceT1"], "t2": head().images["T2"], "seg": head().label}.items():
+        save(tmp_path / f"in/vs_gk_5/vs_gk_{name}_refT2.nii.gz", stored(image) if name != "seg" else image)
+    assert main(["vs_seg", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 1
+    assert "found DICOM beside the converter's" in caplog.text
+
+
+def test_the_newest_structure_set_is_taken(tmp_path):
+    (tmp_path / "in").mkdir()
+    series = download(tmp_path / "in", structures={})["t2_tra"]
+    for name, date, move in (("a_old", "20190101", 3.0), ("z_new", "20200101", 0.0)):
+        write_rtstruct(
+            tmp_path / "in" / f"{name}.dcm",
+            tumor(move=(move, 0, 0)),
+            series=(series.series_uid,),
+            study=series.study_uid,
+            frame_of_reference=series.frame_uid,
+            date=(date, "120000"),
+        )
+    assert prepared("vs_seg", tmp_path) == (0, [])
+    label = nib.load(tmp_path / "out/VS-SEG-001/VS-SEG-001_label.nii.gz")
+    np.testing.assert_array_equal(np.asarray(label.dataobj), head().label)
+    with (tmp_path / "out/cases.csv").open(newline="") as file:
+        assert (
+            "2 structure sets of T2, the newest is taken first: z_new.dcm, a_old.dcm"
+            in next(csv.DictReader(file))["warnings"]
+        )
+
+
+def test_structure_sets_of_renamed_images_are_no_loss(tmp_path):
+    (tmp_path / "in").mkdir()
+    series = download(tmp_path / "in", structures={})["t2_tra"]
+    write_rtstruct(
+        tmp_path / "in/rtstruct.dcm",
+        tumor(),
+        series=(series.series_uid,),
+        study=series.study_uid,
+        frame_of_reference=series.frame_uid,
+        sop_uids={k: make_uid(f"renamed {k}") for k in range(10)},
+    )
+    assert prepared("vs_seg", tmp_path) == (0, [])
 
 
 def test_our_own_mistake_costs_one_case(tmp_path, monkeypatch):

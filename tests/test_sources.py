@@ -40,7 +40,7 @@ def touch(folder: Path, case: str, suffixes: tuple[str, ...], ending: str = ".ni
         ("Brats18_CBICA_AAB_1", OLD, ".nii.gz", "Brats18_CBICA_AAB"),
         ("BraTS19_2013_2_1", OLD, ".nii.gz", "BraTS19_2013_2"),
         ("BraTS20_Training_001", OLD, ".nii", "BraTS20_Training_001"),
-        ("BraTS2021_00002", OLD, ".nii.gz", "BraTS2021_00002"),
+        ("BraTS2021_00002", OLD, ".nii.gz", "BraTS-GLI-00002"),
         ("BraTS-GLI-00005-100", NEW, ".nii.gz", "BraTS-GLI-00005"),
         ("BraTS-SSA-00002-000", NEW, ".nii", "BraTS-SSA-00002"),
         ("BraTS-SSA-00002-000", OLD, ".nii.gz", "BraTS-SSA-00002"),
@@ -59,8 +59,64 @@ def test_brats_names(tmp_path, case, suffixes, ending, patient):
     assert cases[0].label_values is (BRATS_OLD_LABELS if suffixes is OLD else BRATS_NEW_LABELS)
 
 
-def test_brats_patient_of_another_name_is_the_case():
-    assert brats_patient("site_7") == "site_7"
+@pytest.mark.parametrize("case", ["site_7", "BraTS-GLI-7", "BraTS2021_0002", "BraTS2021_000020", "BraTS2021_00002b"])
+def test_brats_patient_of_another_name_is_the_case(case):
+    assert brats_patient(case) == case
+
+
+def test_brats_patients_of_2021_go_on_in_2023(tmp_path):
+    touch(tmp_path / "2021", "BraTS2021_00002", OLD)
+    touch(tmp_path / "2023", "BraTS-GLI-00002-000", NEW)
+    touch(tmp_path / "2023", "BraTS-GLI-00003-000", NEW)
+    touch(tmp_path / "2023", "BraTS-SSA-00002-000", NEW)
+    cases, problems = find_brats(tmp_path)
+    assert not problems
+    assert [(case.case, case.patient) for case in cases] == [
+        ("BraTS-GLI-00002-000", "BraTS-GLI-00002"),
+        ("BraTS-GLI-00003-000", "BraTS-GLI-00003"),
+        ("BraTS-SSA-00002-000", "BraTS-SSA-00002"),
+        ("BraTS2021_00002", "BraTS-GLI-00002"),
+    ]
+
+
+def test_brats_case_under_old_and_new_names_is_ambiguous(tmp_path):
+    touch(tmp_path, "BraTS-GLI-00002-000", (*OLD, *NEW))
+    cases, problems = find_brats(tmp_path)
+    assert not cases
+    assert [(p.case, p.check) for p in problems] == [("BraTS-GLI-00002-000", "ambiguous files")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("Brats17_CBICA_AAB_1", "Brats18_CBICA_AAB_1", "2017, 2018"),
+        ("BraTS19_CBICA_AAB_1", "Brats18_2013_2_1", "2018, 2019"),
+        ("BraTS20_Training_001", "BraTS19_CBICA_AAB_1", "2019, 2020"),
+        ("BraTS2020_Training_001", "BraTS2021_00002", "2020, 2021 or later"),
+        ("Brats18_CBICA_AAB_1", "BraTS-GLI-00002-000", "2018, 2021 or later"),
+    ],
+)
+def test_brats_editions_that_share_patients_under_other_names(tmp_path, first, second, found):
+    touch(tmp_path / "a", first, OLD)
+    touch(tmp_path / "b", second, OLD)
+    with pytest.raises(ValueError, match=f"found BraTS {found}, expected one edition, .* keep the newest edition") as e:
+        find_brats(tmp_path)
+    assert str(tmp_path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Brats18_CBICA_AAB_1", "Brats18_2013_2_1"),
+        ("BraTS20_Training_001", "BraTS2020_Training_002"),
+        ("BraTS20_Training_001", "BraTS-SSA-00002-000"),
+        ("BraTS20_Training_001", "site_7"),
+    ],
+)
+def test_brats_editions_that_may_stand_together(tmp_path, first, second):
+    for case in (first, second):
+        touch(tmp_path, case, OLD)
+    assert len(find_brats(tmp_path)[0]) == 2
 
 
 def test_brats_cases_are_sorted_and_other_files_ignored(tmp_path):
@@ -336,44 +392,3 @@ def test_tumor_labels(structure):
     for wrong in (0.5, np.nan, np.inf):
         with pytest.raises(VolumeError, match="label values: found .*, expected whole numbers"):
             tumor_labels((2,)).mask(np.array([0, 2, wrong]), structure)
-
-
-def save(path: Path, voxels: np.ndarray) -> Path:
-    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
-    return path
-
-
-def test_volume_errors(tmp_path):
-    flat = save(tmp_path / "flat.nii.gz", np.zeros((3, 4), np.uint8))
-    four = save(tmp_path / "four.nii.gz", np.zeros((3, 4, 5, 2), np.uint8))
-    rgb = save(tmp_path / "rgb.nii.gz", np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    text = tmp_path / "text.nii.gz"
-    text.write_text("not an image")
-    empty = tmp_path / "empty.nii"
-    empty.touch()
-    other = tmp_path / "other.mgz"
-    nib.save(nib.MGHImage(np.zeros((3, 4, 5), np.uint8), np.eye(4)), other)
-    for volume, check in (
-        (NiftiVolume(tmp_path / "none.nii.gz"), "missing file"),
-        (NiftiVolume(flat), "not 3-D"),
-        (NiftiVolume(four), "not 3-D"),
-        (NiftiVolume(four, 0), "wrong channels"),
-        (NiftiVolume(flat, 0), "wrong channels"),
-        (NiftiVolume(rgb), "color image"),
-        (NiftiVolume(text), "unreadable file"),
-        (NiftiVolume(empty), "unreadable file"),
-        (NiftiVolume(other), "unreadable file"),
-    ):
-        with pytest.raises(VolumeError) as caught:
-            volume.grid()
-        assert caught.value.check == check, volume
-        assert "\n" not in str(caught.value)
-
-
-def test_truncated_volume(tmp_path):
-    path = save(tmp_path / "whole.nii.gz", np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8))
-    short = tmp_path / "short.nii.gz"
-    short.write_bytes(path.read_bytes()[:4000])
-    assert NiftiVolume(short).grid()[0] == (20, 20, 20)
-    with pytest.raises(VolumeError, match="unreadable file"):
-        NiftiVolume(short).voxels()

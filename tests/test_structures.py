@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import tracemalloc
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from made_contours import (
     write_contours_json,
     write_rtstruct,
 )
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from scipy.spatial.transform import Rotation
 
 from scripts.data.contours import Structure, structure_mask
@@ -136,7 +136,8 @@ def test_rtstruct_round_trip(tmp_path: Path) -> None:
     found = read_rtstruct(path)
     assert found.path == path
     assert found.images == dict.fromkeys(("1.2.3.1", "1.2.3.2"), frozenset(slices.values()))
-    assert found.frame_of_reference == "1.2.3.9"
+    assert found.frames == dict.fromkeys(("1.2.3.1", "1.2.3.2"), "1.2.3.9")
+    assert (found.date, found.notes) == ("", ())
     assert [structure.name for structure in found.structures] == ["Tümör 聴神経", "cochlea", "empty"]
     assert [len(structure.contours) for structure in found.structures] == [len(tumor), 1, 0]
     for contour, expected in zip(found.structures[0].contours, tumor, strict=True):
@@ -145,15 +146,26 @@ def test_rtstruct_round_trip(tmp_path: Path) -> None:
     assert (mask != structure_mask(Structure("", tuple(tumor)), (96, 96, 30), affine)).mean() < 1e-4
 
 
-def test_open_contours_and_points_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kinds = {"point": "POINT", "line": "OPEN_PLANAR"}
-    path = write_rtstruct(
-        tmp_path / "rt.dcm", {"TV": squares(3), "point": [squares(3)[0][:1]], "line": squares(4)}, kinds=kinds
+def test_open_contours_and_points_are_left_out_with_a_note(tmp_path: Path) -> None:
+    contours = {"TV": squares(3, 4), "point": [squares(3)[0][:1]], "line": squares(4, 5)}
+    path = write_rtstruct(tmp_path / "rt.dcm", contours, kinds={"point": "POINT", "line": "OPEN_PLANAR"})
+    found = read_rtstruct(path)
+    assert [len(structure.contours) for structure in found.structures] == [2, 0, 0]
+    assert found.notes == (
+        "1 contour of 'point' is POINT and was left out",
+        "2 contours of 'line' are OPEN_PLANAR and were left out",
     )
-    with caplog.at_level(logging.WARNING):
-        found = read_rtstruct(path)
-    assert [len(structure.contours) for structure in found.structures] == [1, 0, 0]
-    assert "1 points or open contours of 'line' are left out" in caplog.text
+
+
+def test_note_names_every_type_of_one_structure(tmp_path: Path) -> None:
+    def change(dataset: Dataset) -> None:
+        point, line, untyped, _ = dataset.ROIContourSequence[0].ContourSequence
+        point.ContourGeometricType, line.ContourGeometricType = "POINT", "OPEN_NONPLANAR"
+        del untyped.ContourGeometricType
+
+    found = read_rtstruct(rewritten(write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(1, 2, 3, 4)}), change))
+    assert len(found.structures[0].contours) == 1
+    assert found.notes == ("3 contours of 'TV' are OPEN_NONPLANAR/POINT/of no known type and were left out",)
 
 
 def rewritten(path: Path, change: Callable) -> Path:
@@ -167,8 +179,85 @@ def rewritten(path: Path, change: Callable) -> Path:
 def test_rtstruct_without_references_names_no_series(tmp_path: Path) -> None:
     path = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}, frame_of_reference="1.2.3.9")
     rewritten(path, lambda dataset: dataset.pop("ReferencedFrameOfReferenceSequence"))
-    assert read_rtstruct(path).images == {}
-    assert read_rtstruct(path).frame_of_reference == "1.2.3.9"
+    assert (read_rtstruct(path).images, read_rtstruct(path).frames) == ({}, {})
+
+
+def _with_ct_first(dataset: Dataset) -> None:
+    """Puts an item for a CT series and its frame before the one of the MR series."""
+    ct = deepcopy(dataset.ReferencedFrameOfReferenceSequence[0])
+    ct.FrameOfReferenceUID = "1.2.3.8"
+    ct.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3.2"
+    dataset.ReferencedFrameOfReferenceSequence.insert(0, ct)
+
+
+def test_frame_is_that_of_the_item_which_the_series_stands_in(tmp_path: Path) -> None:
+    path = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}, series=["1.2.3.1"], frame_of_reference="1.2.3.9")
+    assert read_rtstruct(rewritten(path, _with_ct_first)).frames == {"1.2.3.1": "1.2.3.9", "1.2.3.2": "1.2.3.8"}
+
+
+@pytest.mark.parametrize(
+    ("drawn_in", "expected"),
+    [
+        (("1.2.3.7", "1.2.3.7"), "1.2.3.7"),
+        (("1.2.3.7", ""), "1.2.3.7"),
+        (("1.2.3.7", None), "1.2.3.7"),
+        (("1.2.3.7", "1.2.3.6"), ""),
+        (("", None), ""),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_frame_is_that_of_the_structures_where_the_item_has_none(
+    tmp_path: Path, drawn_in: tuple[str | None, ...], expected: str, missing: bool
+) -> None:
+    def change(dataset: Dataset) -> None:
+        _with_ct_first(dataset)
+        mr = dataset.ReferencedFrameOfReferenceSequence[1]
+        mr.FrameOfReferenceUID = ""
+        if missing:
+            del mr.FrameOfReferenceUID
+        for roi, uid in zip(dataset.StructureSetROISequence, drawn_in, strict=True):
+            roi.ReferencedFrameOfReferenceUID = uid or ""
+            if uid is None:
+                del roi.ReferencedFrameOfReferenceUID
+
+    path = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3), "cochlea": squares(5)})
+    assert read_rtstruct(rewritten(path, change)).frames == {"1.2.3.1": expected, "1.2.3.2": "1.2.3.8"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        (("20190812", "093000"), "20190812093000"),
+        (("20190812", "093000.25"), "2019081209300025"),
+        (("2019.08.12", "09:30"), "201908120930"),
+        (("20190812", ""), "20190812"),
+        (("", "093000"), ""),
+        (None, ""),
+    ],
+)
+def test_date(tmp_path: Path, date: tuple[str, str] | None, expected: str) -> None:
+    assert read_rtstruct(write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}, date=date)).date == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_newest_is_last_when_sorted_by_date(tmp_path: Path) -> None:
+    dates = [
+        None,
+        ("2019.08.11", "23:59"),
+        ("20190812", ""),
+        ("20190812", "0930"),
+        ("20190812", "093000"),
+        ("20190812", "093000.25"),
+        ("20190812", "093000.5"),
+        ("20190812", "0931"),
+        ("20200101", "00"),
+    ]
+    found = [
+        read_rtstruct(write_rtstruct(tmp_path / f"{i}.dcm", {"TV": squares(3)}, date=date)).date
+        for i, date in enumerate(dates)
+    ]
+    assert found == sorted(set(found))
 
 
 def _points_missing(dataset: object) -> None:

@@ -19,6 +19,8 @@ import argparse
 import csv
 import logging
 import os
+import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from scripts.data.datalist import SECTIONS, TASKS, datalist_entry, write_datalis
 from scripts.data.jobs import SOURCES, Found, Options, case_names, find_jobs, phantom_jobs
 from scripts.data.phantom import SIZES, phantom_kind
 from scripts.data.preparation import Outcome, run_jobs
+from scripts.data.sources import MODALITIES
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
 from scripts.data.volume import Problem
 from scripts.data.wholefile import whole_file
@@ -55,7 +58,7 @@ def prepare_source(
         folder: the data set as downloaded; several folders where its parts lie apart.
         output: folder to write; must not hold a datalist yet.
         options: what the source needs to know; or a task, a key of `TASKS` that the source serves.
-        split: CSV with columns case, split; default the sections in cases.csv of an earlier run, and
+        split: CSV with columns case, split; default the sections in split.csv of earlier runs into the folder, and
             `stratified_split` for all other patients.
         fractions: of the patients, in training, validation and testing.
         seed: of the split.
@@ -71,6 +74,7 @@ def prepare_source(
         RuntimeError: a worker process was killed.
     """
     options = Options(options) if isinstance(options, str) else options
+    stratified_split({}, fractions=fractions, seed=seed)  # Wrong arguments are told now, not after hours.
     folders = [folder] if isinstance(folder, Path) else list(folder)
     for each in folders:
         if not each.is_dir():
@@ -91,16 +95,25 @@ def prepare_source(
     outcomes = run_jobs(
         jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw_case
     )
+    _refuse_copies(outcomes, output)
     problems = found.problems + [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
+    _tell_leftovers(output, usable)
     if found.scans:
-        problems += _prepare_scans(found, output / SCANS_FOLDER, options)
+        scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options)
+        problems += left_out
+        if not jobs:
+            _tell_excluded(output, problems)
+            return {"scans": scans, "excluded": len({problem.case for problem in problems})}
     if "label" not in names:
         return _finish(output, source, options.task, {"scans": usable}, problems)
+    earlier = _stored_sections(output)
     if split is None:
-        earlier = _earlier_sections(output)
+        if earlier:
+            logger.info("split.csv decides the sections of earlier patients; delete it for a new split")
         decided = stratified_split(_strata(usable), fractions=fractions, seed=seed, kept=earlier)
         sections = {outcome.case: decided[outcome.patient] for outcome in usable}
+    _store_sections(output, earlier | {outcome.patient: sections[outcome.case] for outcome in usable})
     return _finish(output, source, options.task, _by_section(usable, sections), problems)
 
 
@@ -174,14 +187,37 @@ def prepare_phantoms(
     return _finish(output, "phantom", task, _by_section(usable, sections), problems)
 
 
-def _prepare_scans(found: Found, output: Path, options: Options) -> list[Problem]:
-    """Scans for inference alone, in a folder of their own; returns what leaves some out."""
+def _refuse_copies(outcomes: Sequence[Outcome], output: Path) -> None:
+    """Leave out a case whose image is that of another patient: one of them would test what the other has trained."""
+    owners: dict[tuple[str, str], Outcome] = {}
+    for outcome in outcomes:
+        for role, digest in outcome.input.items():
+            owner = owners.setdefault((role, digest), outcome)
+            if role in MODALITIES and owner.patient != outcome.patient and not outcome.problems:
+                found = f"the {role} of {owner.case}, patient {owner.patient}"
+                outcome.problems.append(Problem(outcome.case, "same image", found, "one patient per image"))
+                shutil.rmtree(output / outcome.case)
+
+
+def _tell_leftovers(output: Path, usable: Sequence[Outcome]) -> None:
+    """Warn about prepared cases that this run does not have: inference on the folder would find them."""
+    prepared = {path.parent.name for path in output.glob("*/*.json") if path.stem == path.parent.name}
+    others = sorted(prepared - {outcome.case for outcome in usable})
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        logger.warning(
+            "%s: %d cases of earlier runs are still there: %s; remove what is not wanted", output, len(others), shown
+        )
+
+
+def _prepare_scans(found: Found, output: Path, options: Options) -> tuple[int, list[Problem]]:
+    """Scans for inference alone, in a folder of their own; how many there are, and what leaves others out."""
     output.mkdir(exist_ok=True)
     outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, draw=draw_case)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
     _write_page(output, "scans without truth", {"scans": usable}, problems)
-    return problems
+    return len(usable), problems
 
 
 def _strata(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, float]]:
@@ -193,16 +229,24 @@ def _strata(outcomes: Sequence[Outcome]) -> dict[str, tuple[str, float]]:
     return strata
 
 
-def _earlier_sections(output: Path) -> dict[str, str]:
-    """Section of each patient in cases.csv of an earlier run into the folder, which stays."""
-    path = output / "cases.csv"
+def _stored_sections(output: Path) -> dict[str, str]:
+    """Section of every patient that was ever prepared into the folder, also of those that are not there today."""
+    path = output / "split.csv"
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        earlier = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(file)}
-    kept = {patient: section for patient, section in earlier.items() if section in SECTIONS}
-    logger.info("%s decides the sections of %d patients; delete it for a new split", path, len(kept))
-    return kept
+        stored = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(file)}
+    wrong = [patient for patient, section in stored.items() if section not in SECTIONS]
+    if wrong:
+        raise ValueError(f"{path}: patient {wrong[0]!r} has split {stored[wrong[0]]!r}, expected {', '.join(SECTIONS)}")
+    return stored
+
+
+def _store_sections(output: Path, sections: Mapping[str, str]) -> None:
+    with whole_file(output / "split.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("patient", "split"))
+        writer.writerows(sorted(sections.items()))
 
 
 def _by_section(outcomes: Sequence[Outcome], sections: Mapping[str, str]) -> dict[str, list[Outcome]]:
@@ -235,9 +279,7 @@ def _finish(
     Raises:
         ValueError: no case is left.
     """
-    _write_excluded(output / "excluded.csv", problems)
-    for problem in problems:
-        logger.warning("%s left out: %s: found %s; expected %s", *problem)
+    _tell_excluded(output, problems)
     counts = {name: len(outcomes) for name, outcomes in sections.items()}
     _write_page(output, f"{source}, task {task}", sections, problems)
     if not any(counts.values()):
@@ -273,8 +315,11 @@ def _row(outcome: Outcome, section: str) -> dict[str, object]:
     }
 
 
-def _write_excluded(path: Path, problems: Sequence[Problem]) -> None:
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+def _tell_excluded(output: Path, problems: Sequence[Problem]) -> None:
+    """Write excluded.csv, and the same to the log."""
+    for problem in problems:
+        logger.warning("%s left out: %s: found %s; expected %s", *problem)
+    with whole_file(output / "excluded.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Problem._fields)
         writer.writerows(problems)
@@ -299,17 +344,30 @@ def _write_page(output: Path, title: str, sections: Mapping[str, list[Outcome]],
     write_overview(output / "overview.html", title, shown, problems)
 
 
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=TEXT of a repeated option."""
-    pairs = {}
+def _pairs(texts: Sequence[str], option: str, names: Sequence[str]) -> dict[str, str]:
+    """NAME=TEXT of an option with several values."""
+    pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise ValueError(f"{option} {text!r}: expected NAME=TEXT, such as T2=...")
+        if not equals or not value or name not in names:
+            raise ValueError(f"{option} {text!r}: expected NAME=TEXT, where NAME is one of {', '.join(names)}")
         if name in pairs:
             raise ValueError(f"{option} gives {name} twice")
         pairs[name] = value
     return pairs
+
+
+def _series(texts: Sequence[str], task: str) -> dict[str, str]:
+    """Regular expression of each modality."""
+    series = _pairs(texts, "--series", TASKS[task].modalities)
+    for name, pattern in series.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"--series {name}={pattern}: no regular expression ({error}); t2 finds what contains t2"
+            ) from error
+    return series
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -370,9 +428,9 @@ def _options(arguments: argparse.Namespace) -> Options:
         workers=arguments.workers,
         keep_empty=given.get("keep_empty", False),
         register=given.get("register", False),
-        patterns=_pairs(given.get("pattern", ()), "--pattern"),
+        patterns=_pairs(given.get("pattern", ()), "--pattern", (*TASKS[arguments.task].modalities, "label")),
         label_values=None if given.get("label_values") is None else tuple(given["label_values"]),
-        series=_pairs(given.get("series", ()), "--series"),
+        series=_series(given.get("series", ()), arguments.task),
         structure=None if given.get("structure") is None else tuple(given["structure"]),
     )
 
@@ -408,7 +466,8 @@ def _list(arguments: argparse.Namespace) -> None:
     """Write what was found to standard output, a line per case."""
     found = find_source(arguments.source, arguments.input, _options(arguments))
     for job in [*found.jobs, *found.scans]:
-        sys.stdout.write(f"{job.case}: patient {job.patient}, cohort {job.cohort}, {len(job.files)} files\n")
+        files = {file for paths in job.files.values() for file in paths}
+        sys.stdout.write(f"{job.case}: patient {job.patient}, cohort {job.cohort}, {len(files)} files\n")
     for problem in found.problems:
         sys.stdout.write("{}: {}: found {}; expected {}\n".format(*problem))
     cases = len({problem.case for problem in found.problems})
@@ -435,8 +494,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted; the same command goes on where it was, finished cases are kept")
         return 130
-    written = "datalist.json" if "training" in counts else "overview.html"
-    sys.stdout.write(f"{arguments.output / written}: {', '.join(f'{k} {v}' for k, v in counts.items())}\n")
+    written = arguments.output / "datalist.json" if "training" in counts else arguments.output
+    sys.stdout.write(f"{written}: {', '.join(f'{k} {v}' for k, v in counts.items())}\n")
     return 0
 
 

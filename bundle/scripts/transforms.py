@@ -20,11 +20,10 @@ from monai.utils import TraceKeys
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
+from scripts.data.checks import AIR_FRACTION, SKULL_STRIPPED_ZEROS
 from scripts.data.datalist import GRID_TOLERANCE_MM, corner_distance
 
 PERCENTILES = (0.5, 99.5)
-SKULL_STRIPPED_ZEROS = 0.1  # a volume with more than this fraction of exact zeros is taken as skull-stripped
-AIR_FRACTION = 0.1  # otherwise air lies below this fraction of the 99th percentile
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
 BACKGROUND = -1.0  # normalized intensity of air, and of everything outside the scan
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this

@@ -26,11 +26,10 @@ from scripts.data.sources import NiftiCase
 from scripts.data.volume import NiftiVolume, Volume, VolumeError
 
 
-def nifti_files(case: NiftiCase, names: Sequence[str]) -> tuple[Path, ...]:
-    """Files that the named volumes of a case are read from, those that are there."""
-    volumes = [case.label if name == "label" else case.images.get(name) for name in names]
-    files = {file for volume in volumes if volume is not None for file in volume.files()}
-    return tuple(sorted(file for file in files if file.is_file()))
+def nifti_files(case: NiftiCase, names: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Name to the files that its volume is read from, of those volumes that the case has."""
+    volumes = {name: case.label if name == "label" else case.images.get(name) for name in names}
+    return {name: tuple(volume.files()) for name, volume in volumes.items() if volume is not None}
 
 
 def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register: bool, folder: Path) -> Facts:
@@ -183,13 +182,17 @@ class Together:
         if not self.alignments:
             return
         first, reference = next(iter(self.images.items()))
-        head = checks.head_mask(reference)
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        head = checks.head_mask(reference, spacing=spacing)
         tumor = np.zeros(reference.shape, dtype=np.uint8) if mask is None else mask
         errors = [
             VolumeError(error.check, f"{first} and {name}: {error.found}", error.expected)
             for name, covered in self.covered.items()
             for error in checks.overlap_problems(
-                head, checks.head_mask(self.images[name], coverage=covered), coverage=covered, mask=tumor
+                head,
+                checks.head_mask(self.images[name], spacing=spacing, coverage=covered),
+                coverage=covered,
+                mask=tumor,
             )
         ]
         if errors:

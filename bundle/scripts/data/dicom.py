@@ -23,6 +23,7 @@ from scripts.data.instances import TAGS, Instance, integer_of, read_instance, te
 from scripts.data.series import Series
 from scripts.data.volume import one_line
 
+UNKNOWN = "unknown"  # patient of files without PatientID and PatientName
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _LAST_TAG = 0x0028FFFF  # nothing behind the image description is needed: contours, doses and frames are not even read
 _CHUNK = 250  # files that a worker takes at a time
@@ -149,7 +150,7 @@ def _read(path: str) -> _Read | None:
             file.seek(0)
             data = read_partial(file, lambda tag, *_: tag > _LAST_TAG, force=True, specific_tags=list(TAGS.values()))
         sop_class = text_of(data, "SOPClassUID")
-        patient = text_of(data, "PatientID") or text_of(data, "PatientName") or "unknown"
+        patient = text_of(data, "PatientID") or text_of(data, "PatientName") or UNKNOWN
         if sop_class == _RTSTRUCT:
             return StructureSetFile(
                 Path(path), text_of(data, "StudyInstanceUID"), text_of(data, "SOPInstanceUID"), patient

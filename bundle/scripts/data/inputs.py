@@ -19,7 +19,8 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
 
     `<case>_<modality>.nii.gz` (modality T1, ceT1, T2, FLAIR) names a modality of a case; all source modalities of the
     task must lie side by side. For a task with one source modality a file without such a suffix is a case by itself.
-    Masks and outputs (`_label`, `_seg`, `_pred`, `_synthetic`, `_error`, `_coarse`) are passed over.
+    Hidden folders, of runs that are not finished, are passed over, and so are masks and outputs (`_label`, `_seg`,
+    `_pred`, `_synthetic`, `_error`, `_coarse`).
 
     Args:
         path: a NIfTI file or a folder, searched with all its subfolders.
@@ -45,7 +46,8 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
             raise ValueError(f"{path} is named as {modality}, but task {task} starts from {', '.join(sources)}.")
         files = [path] if modality is None else [p for p in sorted(path.parent.iterdir()) if split_name(p)[0] == case]
     else:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        below = (p for p in sorted(path.rglob("*")) if p.is_file())
+        files = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
 
     cases: dict[str, dict[str, Path]] = {}
     for file in files:

@@ -15,7 +15,7 @@ import numpy as np
 
 from scripts.data.conversion import nifti_files, write_image, write_nifti_case
 from scripts.data.datalist import TASKS
-from scripts.data.dicom import scan
+from scripts.data.dicom import UNKNOWN, scan
 from scripts.data.phantom import make_phantom
 from scripts.data.preparation import Facts, Job
 from scripts.data.sources import NiftiCase, find_brats, find_msd, find_nifti
@@ -108,7 +108,7 @@ def phantom_jobs(
         case = f"phantom_{task}_{index:04d}"
         options = {"seed": seed, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
         write = partial(_write_phantom, case, task, seed, tumor, tuple(shape), tuple(spacing))
-        jobs.append(Job(case, case, "phantom", (), options, write))
+        jobs.append(Job(case, case, "phantom", {}, options, write))
     return jobs
 
 
@@ -162,7 +162,8 @@ def _crossmoda(folders: Sequence[Path], options: Options) -> Found:
     labeled, scans, problems = find_crossmoda(folders[0])
     note = (
         "crossMoDA's ceT1 and T2 are of different patients: the labeled ceT1 train the perceptor S_p (task vs_cet1), "
-        "the T2 serve inference, and TISS-Net itself cannot be trained on them"
+        "the T2 serve inference, and TISS-Net itself cannot be trained on them. Its London patients are those of "
+        "Vestibular-Schwannoma-SEG: a perceptor trained on them has seen patients that a split of that set tests on"
     )
     return Found(
         _nifti_jobs(labeled, case_names("crossmoda", options.task), options),
@@ -177,6 +178,10 @@ def _vs_seg(folders: Sequence[Path], options: Options) -> Found:
     names = case_names("vs_seg", options.task)
     converted = [find_vs_converted(folder) for folder in folders]
     if any(cases or problems for cases, problems in converted):
+        if any(series.modality == "MR" for series in scan(*folders, workers=options.workers).series):
+            raise ValueError(
+                "found DICOM beside the converter's vs_gk_N/*_refT2.nii.gz, the same patients; name one folder"
+            )
         cases = [case for found, _ in converted for case in found]
         return Found(_nifti_jobs(cases, names, options), [p for _, problems in converted for p in problems])
     return _studies(folders, TASKS[options.task].modalities, VS_SEG_SERIES, names, options)
@@ -196,9 +201,8 @@ def _studies(
 ) -> Found:
     headers = scan(*folders, workers=options.workers)
     patterns = {**usual, **options.series}
-    cohort = "VS-SEG" if usual else "DICOM"
-    cases, problems = find_studies(headers, modalities, patterns, cohort=cohort)
-    chosen = {file.parent for case in cases for file in case.files()}
+    cases, problems = find_studies(headers, modalities, patterns)
+    chosen = {file.parent for case in cases for series in case.series.values() for file in series.files()}
     problems += [
         Problem(str(path), "unreadable file", message, "DICOM; download the file again")
         for path, message in headers.unreadable
@@ -219,7 +223,9 @@ def _studies(
         )
         for case in cases
     ]
-    return Found(jobs, problems)
+    nameless = sum(series.patient == UNKNOWN for series in headers.series)
+    note = f"{nameless} series have neither PatientID nor PatientName and count as one patient"
+    return Found(jobs, problems, notes=[note] if nameless else [])
 
 
 GLIOMA_TASKS = ("glioma", "surrogate_t2_cet1")

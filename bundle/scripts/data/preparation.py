@@ -7,7 +7,6 @@ torch here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -24,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.data import checks
 from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_path
+from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
 from scripts.data.volume import NiftiVolume, Problem, VolumeError, one_line
 
 logger = logging.getLogger(__name__)
 
-# Part of every record: raise it when the same input gives other files, and cases of older versions are made again.
-VERSION = 1
 _PARTIAL = ".partial_"
 _WATCH_SECONDS = 0.5
 
@@ -51,7 +50,7 @@ class Job:
         case: name of the case's folder and files.
         patient: cases of one patient never part.
         cohort: a split is stratified by it.
-        files: everything that `write` reads; with `options` it decides the result.
+        files: role, such as a modality, to what `write` reads for it; with `options` they decide the result.
         options: what else decides the result; goes into the record as JSON.
         write: writes `<case>_<name>.nii.gz` of every name into the folder it is given and returns facts to be shown;
             raises VolumeError, or CaseError for several problems.
@@ -60,7 +59,7 @@ class Job:
     case: str
     patient: str
     cohort: str
-    files: tuple[Path, ...]
+    files: Mapping[str, tuple[Path, ...]]
     options: Mapping[str, Any]
     write: Callable[[Path], Facts]
 
@@ -90,10 +89,6 @@ class CaseError(ValueError):
         self.errors = tuple(errors)
 
 
-class ForeignFolderError(ValueError):
-    """A folder of a case's name that is not ours: it must not be replaced, so the run ends."""
-
-
 @dataclass
 class Outcome:
     """What became of a case: its measurements, or the problems that leave it out.
@@ -105,6 +100,7 @@ class Outcome:
         tumor_mm3: volume of the mask; None without one.
         shape: voxels (X, Y, Z) of the case's grid.
         spacing: mm.
+        input: role to a checksum of the files it was read from; empty where they could not be read.
         reused: an earlier run had finished it already.
     """
 
@@ -116,6 +112,7 @@ class Outcome:
     tumor_mm3: float | None = None
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
+    input: dict[str, str] = field(default_factory=dict)
     reused: bool = False
 
 
@@ -132,7 +129,8 @@ def run_jobs(
     """Prepare every case, in order of the jobs, whatever the number of workers.
 
     A case is finished when `<output>/<case>/` is there; it is used again if its record says that input, options and
-    version were the same, and its files are still what was written. Everything else is made (again).
+    version were the same, and its files are all there. Everything else is made (again), but a case whose files were
+    changed after they were written: that is a problem of the case, and its folder stays.
 
     Args:
         jobs: cases, with names that differ.
@@ -148,11 +146,10 @@ def run_jobs(
         OSError: the output cannot be written.
         RuntimeError: a worker process was killed; finished cases stay.
     """
-    repeated = [case for case, count in Counter(job.case for job in jobs).items() if count > 1]
+    repeated = [case for case, count in Counter(job.case.casefold() for job in jobs).items() if count > 1]
     if repeated:
         raise ValueError(f"{len(repeated)} names belong to several cases: {', '.join(repeated[:5])}; they must differ")
-    for leftover in output.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover)
+    _remove_leftovers(output)
     outcomes: dict[int, Outcome] = {}
     with tqdm(total=len(jobs), desc=title, unit="case", disable=None) as bar:
         for index, outcome in _outcomes(jobs, (output, tuple(names), keep_empty, draw), workers):
@@ -160,6 +157,14 @@ def run_jobs(
             bar.set_postfix_str(outcome.case + (" (was finished)" if outcome.reused else ""))
             bar.update()
     return [outcomes[index] for index in range(len(jobs))]
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what killed runs have left half-written; not what another run is writing."""
+    for leftover in output.glob(f"{_PARTIAL}*"):
+        process = leftover.name.removeprefix(_PARTIAL).partition("_")[0]
+        if not (process.isdigit() and psutil.pid_exists(int(process))):
+            shutil.rmtree(leftover)
 
 
 def _outcomes(jobs: Sequence[Job], arguments: tuple, workers: int) -> Iterator[tuple[int, Outcome]]:
@@ -194,7 +199,7 @@ def _start_worker(parent: int) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and psutil.pid_exists(parent):  # The second is for Windows.
             time.sleep(_WATCH_SECONDS)
         os._exit(1)
 
@@ -205,17 +210,20 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
     """Prepare one case, or find it finished; whatever is wrong with its input costs this case alone."""
     outcome = Outcome(job.case, job.patient, job.cohort)
     folder, partial = output / job.case, output / f"{_PARTIAL}{os.getpid()}_{job.case}"
+    record = read_record(folder)
+    replaceable = False
     try:
         identity = _identity(job, names, keep_empty)
-        record = _finished(folder, identity)
-        if record is not None:
+        outcome.input = identity["input"]
+        if record is not None and is_complete(folder, record) and record["identity"] == identity:
             return _from_record(outcome, record)
+        replaceable = True
         partial.mkdir()
         outcome.facts = job.write(partial)
         _check(outcome, partial, names, keep_empty)
         if draw is not None:
             draw(partial, job.case, tuple(name for name in names if name != "label"))
-        _write_record(outcome, partial, identity)
+        write_record(partial, job.case, {"identity": identity, **_measured(outcome)})
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -223,8 +231,6 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
         outcome.problems = [Problem(job.case, each.check, each.found, each.expected) for each in error.errors]
     except VolumeError as error:
         outcome.problems = [Problem(job.case, error.check, error.found, error.expected)]
-    except ForeignFolderError:
-        raise
     except OSError:
         raise  # Inputs were read before: the disk of the output is full or lost, which is no fault of the case.
     except Exception as error:
@@ -233,61 +239,32 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
         outcome.problems = [Problem(job.case, "unexpected error", found, "a case that can be read; please report this")]
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if outcome.problems:
+    if outcome.problems and replaceable:
         shutil.rmtree(folder, ignore_errors=True)  # What an earlier run made of other input or options.
     return outcome
 
 
 def _identity(job: Job, names: Sequence[str], keep_empty: bool) -> dict[str, Any]:
-    """Everything that decides the files of a case: the content of its input, not its place or its date."""
-    digest = hashlib.sha256()
-    for path in job.files:
-        try:
-            digest.update(f"{path.name}\0".encode() + _sha256(path).encode())
-        except OSError as error:
-            expected = "a file that can be read"
-            raise CaseError([VolumeError("unreadable file", f"{path}: {one_line(error)}", expected)]) from error
-    options = json.loads(json.dumps({**job.options, "keep_empty": keep_empty}))
+    """Everything that decides the files of a case."""
     return {
         "version": VERSION,
         "patient": job.patient,
         "cohort": job.cohort,
         "names": list(names),
-        "options": options,
-        "input": digest.hexdigest(),
+        "options": json.loads(json.dumps({**job.options, "keep_empty": keep_empty})),
+        "input": digest_inputs(job.files),
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _record_path(folder: Path) -> Path:
-    return folder / f"{folder.name}.json"
-
-
-def _finished(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished case whose files are still what was written; None where there is none.
-
-    Raises:
-        ValueError: the folder is not one that this module wrote.
-    """
-    if not folder.exists():
-        return None
-    try:
-        record = json.loads(_record_path(folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ForeignFolderError(
-            f"{folder} is there and was not written by scripts.prepare, or has lost its record "
-            f"{folder.name}.json: move it away or name another --output"
-        ) from None
-    if not isinstance(record, dict) or record.get("identity") != identity:
-        return None
-    files = record["files"]
-    if any(not (folder / name).is_file() or _sha256(folder / name) != files[name] for name in files):
-        return None
-    return record
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    """What a record keeps of an outcome."""
+    return {
+        "tumor_mm3": outcome.tumor_mm3,
+        "shape": outcome.shape,
+        "spacing": outcome.spacing,
+        "facts": outcome.facts.shown,
+        "warnings": outcome.facts.warnings,
+    }
 
 
 def _from_record(outcome: Outcome, record: Mapping[str, Any]) -> Outcome:
@@ -296,20 +273,6 @@ def _from_record(outcome: Outcome, record: Mapping[str, Any]) -> Outcome:
     outcome.shape, outcome.spacing = tuple(record["shape"]), tuple(record["spacing"])
     outcome.reused = True
     return outcome
-
-
-def _write_record(outcome: Outcome, partial: Path, identity: Mapping[str, Any]) -> None:
-    record = {
-        "identity": identity,
-        "tumor_mm3": outcome.tumor_mm3,
-        "shape": outcome.shape,
-        "spacing": outcome.spacing,
-        "facts": outcome.facts.shown,
-        "warnings": outcome.facts.warnings,
-        "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
-    }
-    path = partial / f"{outcome.case}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: bool) -> None:
@@ -337,7 +300,7 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
         if mask.any():
-            head = checks.head_mask(voxels[names[0]])
+            head = checks.head_mask(voxels[names[0]], spacing=outcome.spacing)
             errors += checks.mask_problems(mask, head=head, spacing=outcome.spacing)
         elif keep_empty:
             outcome.facts.warnings.append("no tumor: the mask is empty")
@@ -358,5 +321,5 @@ def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[
             continue
         score = checks.modality_score(voxels["T2"], image, spacing=outcome.spacing)
         outcome.facts.shown[f"T2 against {name}"] = f"score {score:.2f}, above 0 where T2 looks like T2"
-        errors += checks.modality_problems(voxels["T2"], image, spacing=outcome.spacing, names=("T2", name))
+        errors += checks.modality_problems(score, names=("T2", name))
     return errors

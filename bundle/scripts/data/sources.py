@@ -69,6 +69,11 @@ _BRATS_FILE = re.compile(r"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|
 _BRATS_COHORTS = ("GLI", "SSA")
 _BRATS_COHORT = re.compile(r"BraTS-([A-Za-z-]*[A-Za-z])-\d")
 _BRATS_MEN_RT_FILE = re.compile(r"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv)\.nii(\.gz)?")
+# Editions share patients. Those of 2017 to 2020 name them anew (name_mapping.csv of 2020 is a table of the names), 2021
+# has most of them under numbers of its own, GLI of 2023 and later goes on with the numbers of 2021, and SSA (Africa)
+# has patients of its own. From the publishers' descriptions, as remembered; not verified on the data of all editions.
+_BRATS_RENUMBERED = re.compile(r"brats(?:20)?(17|18|19|20)_", re.IGNORECASE)
+_BRATS_CONTINUED = re.compile(r"BraTS2021_\d|BraTS-GLI-\d")
 
 MSD_CHANNELS = ("FLAIR", "T1", "ceT1", "T2")
 _MSD_DECLARED_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
@@ -102,7 +107,7 @@ class NiftiCase:
 
 
 def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
-    """Cases of BraTS 2018 to 2024 anywhere below a folder, sorted by case id.
+    """Cases of BraTS 2017 to 2024 anywhere below a folder, sorted by case id.
 
     Understands `<case>_{t1,t1ce,t2,flair,seg}` and `<case>-{t1n,t1c,t2w,t2f,seg}`, `.nii` and `.nii.gz`.
     A missing modality is left to the caller, who knows which ones its task needs.
@@ -110,6 +115,9 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     Returns:
         The cases, and the problems that leave a case out here: no segmentation (as in validation and test sets), two
         files for one modality, a case id in two folders, a cohort other than GLI and SSA.
+
+    Raises:
+        ValueError: an edition of 2017 to 2020 beside another one; they share patients under different names.
     """
     files: dict[str, dict[str, list[Path]]] = {}
     newer: set[str] = set()
@@ -125,6 +133,7 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
         files.setdefault(case, {}).setdefault(name, []).append(path)
         if suffix in _BRATS_NEW_SUFFIXES:
             newer.add(case)
+    _check_brats_editions(folder, files)
     cases, problems = [], []
     for case, found in sorted(files.items()):
         cohort = _BRATS_COHORT.match(case)
@@ -143,8 +152,30 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[Problem]]:
     return cases, problems
 
 
+def _check_brats_editions(folder: Path, cases: Iterable[str]) -> None:
+    """Raise ValueError where these case ids are of editions that share patients under different names."""
+    editions: set[str] = set()
+    for case in cases:
+        renumbered = _BRATS_RENUMBERED.match(case)
+        if renumbered is not None:
+            editions.add(f"20{renumbered[1]}")
+        elif _BRATS_CONTINUED.match(case):
+            editions.add("2021 or later")
+    if len(editions) > 1:
+        raise ValueError(
+            f"{folder}: found BraTS {', '.join(sorted(editions))}, expected one edition, or only 2021 and later; the "
+            "earlier ones have the same patients under other names, so that they could come into two sections; keep "
+            "the newest edition"
+        )
+
+
 def brats_patient(case: str) -> str:
-    """Patient id of a BraTS case id: without the time point (2023 and later) or the scan number (2017 to 2019)."""
+    """Patient id of a BraTS case id: without the time point (2023 and later) or the scan number (2017 to 2019).
+
+    A patient of 2021 has the id that the same patient has from 2023: `BraTS2021_00002` is `BraTS-GLI-00002`.
+    """
+    if re.fullmatch(r"BraTS2021_\d{5}", case):
+        return case.replace("BraTS2021_", "BraTS-GLI-")
     for pattern in (r"(BraTS-[A-Za-z-]+-\d+)-\d+", r"([Bb]ra[Tt][Ss]1[789]_.+)_\d+"):
         match = re.fullmatch(pattern, case)
         if match is not None:

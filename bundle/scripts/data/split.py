@@ -60,7 +60,7 @@ def stratified_split(
         ValueError: fractions that are negative or do not sum to 1, a volume that is not a number of 0 or more, an
             unknown section in `kept`.
     """
-    _check_arguments(patients, fractions, kept)
+    _check_arguments(patients, fractions, seed, kept)
     sections = {patient: kept[patient] for patient in patients if patient in kept}
     new = sorted(
         (patient for patient in patients if patient not in sections), key=lambda patient: (*patients[patient], patient)
@@ -149,9 +149,11 @@ def write_split(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def _check_arguments(
-    patients: Mapping[str, tuple[str, float]], fractions: Sequence[float], kept: Mapping[str, str]
+    patients: Mapping[str, tuple[str, float]], fractions: Sequence[float], seed: int, kept: Mapping[str, str]
 ) -> None:
     """Refuse what `stratified_split` cannot work with."""
+    if seed < 0:
+        raise ValueError(f"the seed of the split is {seed}, expected 0 or more")
     shown = ", ".join(f"{fraction:g}" for fraction in fractions)
     if len(fractions) != len(SECTIONS):
         raise ValueError(f"found fractions {shown}, expected {len(SECTIONS)}: {', '.join(SECTIONS)}")

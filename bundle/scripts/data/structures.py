@@ -38,6 +38,7 @@ NEVER_TUMOR_NAMES = tuple(
 
 _RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED_TYPES = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_OPEN_TYPES = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,23 @@ class StructureSet:
     Args:
         path: the file.
         images: SeriesInstanceUID of each series that it refers to, and the SOPInstanceUIDs of the images that it lists.
-        frame_of_reference: UID of the frame of reference of the points; empty where it names none.
+        frames: SeriesInstanceUID of each of these to the UID of its frame of reference; empty where none is named.
+        date: digits of StructureSetDate and StructureSetTime, so that the newest of several is the last when sorted;
+            empty where it has no date.
+        notes: what was left out of the structures, a sentence each.
         structures: in the order of the file's list of names; those without closed contours have none here.
     """
 
     path: Path
     images: dict[str, frozenset[str]]
-    frame_of_reference: str
+    frames: dict[str, str]
+    date: str
+    notes: tuple[str, ...]
     structures: tuple[Structure, ...]
 
 
 def read_rtstruct(path: Path) -> StructureSet:
-    """References and closed planar contours of an RTSTRUCT file; points and open contours are left out with a warning.
+    """References and closed planar contours of an RTSTRUCT file; points and open contours are left out with a note.
 
     Raises:
         VolumeError: "unreadable file" where it is damaged or no RTSTRUCT; "structures" where it holds none, or where a
@@ -66,17 +72,21 @@ def read_rtstruct(path: Path) -> StructureSet:
     """
     with _pydicom_errors(path):
         dataset = _open_rtstruct(path)
-        images, frame_of_reference = _references(dataset)
+        images, frames = _references(dataset)
+        date = _date(dataset)
         names = {int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in _items(dataset, "StructureSetROISequence")}
         contours: dict[int, list[NDArray[np.float64]]] = {number: [] for number in names}
+        notes: list[str] = []
         for roi in _items(dataset, "ROIContourSequence"):
             number = int(roi.ReferencedROINumber)
             names.setdefault(number, f"ROI {number}")
-            contours.setdefault(number, []).extend(_closed_contours_of(roi, path, names[number]))
+            closed, left_out = _closed_contours_of(roi, path, names[number])
+            contours.setdefault(number, []).extend(closed)
+            notes.extend(left_out)
     if not names:
         raise VolumeError("structures", f"none in {path.name}", "an RTSTRUCT with at least one structure")
     structures = tuple(Structure(name, tuple(contours[number])) for number, name in names.items())
-    return StructureSet(path, images, frame_of_reference, structures)
+    return StructureSet(path, images, frames, date, tuple(notes), structures)
 
 
 def read_contours_json(path: Path) -> tuple[Structure, ...]:
@@ -171,32 +181,56 @@ def _items(dataset: pydicom.Dataset, keyword: str) -> Iterable[pydicom.Dataset]:
     return dataset.get(keyword) or ()
 
 
-def _references(dataset: pydicom.Dataset) -> tuple[dict[str, frozenset[str]], str]:
-    """Series that an RTSTRUCT refers to with the images it lists of each, and UID of the first frame of reference."""
-    frames = list(_items(dataset, "ReferencedFrameOfReferenceSequence"))
+def _references(dataset: pydicom.Dataset) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+    """Series that an RTSTRUCT refers to: to the images that it lists of each, and to the frame of reference of each.
+
+    The frame is that of the item which the series stands in. Where that names none, it is the frame of the structures,
+    if they have one in common.
+    """
+    drawn_in = {_uid(roi, "ReferencedFrameOfReferenceUID") for roi in _items(dataset, "StructureSetROISequence")} - {""}
+    common = drawn_in.pop() if len(drawn_in) == 1 else ""
     images: dict[str, frozenset[str]] = {}
-    for frame in frames:
+    frames: dict[str, str] = {}
+    for frame in _items(dataset, "ReferencedFrameOfReferenceSequence"):
         for study in _items(frame, "RTReferencedStudySequence"):
             for series in _items(study, "RTReferencedSeriesSequence"):
                 uid = str(series.SeriesInstanceUID)
                 listed = (str(image.ReferencedSOPInstanceUID) for image in _items(series, "ContourImageSequence"))
                 images[uid] = images.get(uid, frozenset()).union(listed)
-    frame_uids = [str(frame.get("FrameOfReferenceUID", "")) for frame in frames]
-    frame_uids += [str(roi.ReferencedFrameOfReferenceUID) for roi in _items(dataset, "StructureSetROISequence")]
-    return images, next(filter(None, frame_uids), "")
+                frames[uid] = frames.get(uid) or _uid(frame, "FrameOfReferenceUID")
+    return images, {uid: frame or common for uid, frame in frames.items()}
 
 
-def _closed_contours_of(roi: pydicom.Dataset, path: Path, name: str) -> list[NDArray[np.float64]]:
-    """Closed contours of one item of ROIContourSequence."""
-    closed, left_out = [], 0
+def _uid(dataset: pydicom.Dataset, keyword: str) -> str:
+    """UID of an attribute; empty where it is missing or empty."""
+    return str(dataset.get(keyword) or "")
+
+
+def _date(dataset: pydicom.Dataset) -> str:
+    """Digits of the date and time of a structure set; old files part them by dots and colons."""
+    day, time = (re.sub(r"\D", "", str(dataset.get(f"StructureSet{part}") or "")) for part in ("Date", "Time"))
+    return day and day + time
+
+
+def _closed_contours_of(roi: pydicom.Dataset, path: Path, name: str) -> tuple[list[NDArray[np.float64]], list[str]]:
+    """Closed contours of one item of ROIContourSequence, and a note on the others where there are any."""
+    closed: list[NDArray[np.float64]] = []
+    others: list[str] = []
     for number, contour in enumerate(_items(roi, "ContourSequence"), start=1):
-        if contour.get("ContourGeometricType") in _CLOSED_TYPES:
+        kind = contour.get("ContourGeometricType")
+        if kind in _CLOSED_TYPES:
             closed.append(_contour_points(contour, f"{path.name}, {name!r}, contour {number}"))
         else:
-            left_out += 1
-    if left_out:
-        logger.warning("%s: %d points or open contours of %r are left out", path.name, left_out, name)
-    return closed
+            others.append(kind if kind in _OPEN_TYPES else "of no known type")
+    return closed, [_left_out(name, others)] if others else []
+
+
+def _left_out(name: str, kinds: Sequence[str]) -> str:
+    """A sentence on contours of a structure that are not closed, from the type of each."""
+    shown = "/".join(sorted(set(kinds)))
+    if len(kinds) == 1:
+        return f"1 contour of {name!r} is {shown} and was left out"
+    return f"{len(kinds)} contours of {name!r} are {shown} and were left out"
 
 
 def _contour_points(contour: pydicom.Dataset, place: str) -> NDArray[np.float64]:

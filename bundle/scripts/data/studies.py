@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from scripts.data.volume import Problem, VolumeError
 VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
 # As the publishers say.
 KNOWN_INCOMPLETE = {"VS-SEG-168": "listed by its publishers as incomplete"}
+# Series of different studies that are farther apart show two states of a tumor.
+MOST_DAYS = 31
 # Two drawings of one tumor that agree less than this are told.
 _DRAWINGS_AGREE = 0.8
 # A mask whose volume differs from that of its contours by more than this fraction is told.
@@ -63,14 +66,18 @@ class StudyCase:
     contours: dict[str, Path] = field(default_factory=dict)
     transforms: tuple[Path, ...] = ()
 
-    def files(self) -> tuple[Path, ...]:
-        """Every file that the case is made from, sorted."""
-        files = {file for series in self.series.values() for file in series.files()}
-        return tuple(sorted(files | {*self.structure_sets, *self.contours.values(), *self.transforms}))
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Every file that the case is made from, by what it is for."""
+        return {
+            **{name: tuple(series.files()) for name, series in self.series.items()},
+            "structure sets": self.structure_sets,
+            **{f"contours on {name}": (path,) for name, path in self.contours.items()},
+            "transforms": self.transforms,
+        }
 
 
 def find_studies(
-    scan: Scan, modalities: Sequence[str], patterns: Mapping[str, str], *, cohort: str
+    scan: Scan, modalities: Sequence[str], patterns: Mapping[str, str]
 ) -> tuple[list[StudyCase], list[Problem]]:
     """Cases of a scanned folder: per patient the studies in which each modality has one series.
 
@@ -79,15 +86,17 @@ def find_studies(
         modalities: those that a case must have; the first decides the grid.
         patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
             one modality is wanted and has no pattern, the only MR series of a study is taken.
-        cohort: of all these cases.
+    A series without description is known by the name of its folder.
 
     Returns:
-        The cases, sorted, and the problems of the patients that are left out: no series or several for a modality.
+        The cases, sorted, and the problems of those that are left out: no series or several for a modality, damaged
+        files, headers that do not make a volume.
     """
     patients: dict[str, list[Series]] = {}
     for series in scan.series:
         patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
     cases, problems = [], []
+    used: set[str] = set()
     for patient, own in sorted(patients.items()):
         name = file_name(patient)
         if patient in KNOWN_INCOMPLETE:
@@ -97,11 +106,11 @@ def find_studies(
         sets = tuple(s.path for s in scan.structure_sets if s.patient == patient or s.study_uid in studies)
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
-            case = name if len(found) == 1 else f"{name}_{index}"
-            errors = errors + _damaged_files(chosen, scan)
+            case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
+            errors = errors or _damaged_files(chosen, scan) or _header_problems(chosen)
             problems += [Problem(case, error.check, error.found, error.expected) for error in errors]
             if not errors:
-                cases.append(StudyCase(case, patient, cohort, chosen, sets))
+                cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
     return cases, problems
 
 
@@ -149,15 +158,15 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
         folder: an empty folder.
 
     Raises:
-        CaseError: series whose geometry does not hold; no contours that can be used.
+        CaseError: a series that has lost images; no contours that can be used.
         VolumeError: a series that cannot be read, or a registration that does not hold.
     """
     facts = Facts()
-    sets, unreadable = _structure_sets(case)
+    sets, unreadable = _structure_sets(case, facts)
     errors = [
         VolumeError(error.check, f"{name}: {error.found}", error.expected)
         for name, series in case.series.items()
-        for error in (*series.problems(), *_lost_images(series, sets))
+        for error in _lost_images(series, sets)
     ]
     if errors:
         raise CaseError(errors)
@@ -177,9 +186,24 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     return facts
 
 
+def vs_seg_cohort(patient: str) -> str:
+    """ "VS-SEG" for the names of that data set's patients, "DICOM" for all others."""
+    return "VS-SEG" if re.fullmatch(r"VS-SEG-\d+", patient) else "DICOM"
+
+
 def file_name(identity: str) -> str:
     """A patient's identity as part of a file name: letters and digits of any script, dot, dash and underscore."""
     return re.sub(r"[^\w.-]+", "_", identity).strip("._") or "unknown"
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, or the name with a number behind it where another case has it, in whatever case of letters."""
+    numbered, number = name, 1
+    while numbered.casefold() in used:
+        number += 1
+        numbered = f"{name}-{number}"
+    used.add(numbered.casefold())
+    return numbered
 
 
 def _damaged_files(series: Mapping[str, Series], scan: Scan) -> list[VolumeError]:
@@ -193,6 +217,15 @@ def _damaged_files(series: Mapping[str, Series], scan: Scan) -> list[VolumeError
     return errors
 
 
+def _header_problems(series: Mapping[str, Series]) -> list[VolumeError]:
+    """What is wrong with the geometry of the chosen series, from headers alone."""
+    return [
+        VolumeError(error.check, f"{name}: {error.found}", error.expected)
+        for name, one in series.items()
+        for error in one.problems()
+    ]
+
+
 def _series_of_studies(
     all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
 ) -> Iterable[tuple[dict[str, Series], list[VolumeError]]]:
@@ -201,9 +234,28 @@ def _series_of_studies(
     for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
         studies.setdefault(series.study_uid, []).append(series)
     chosen = [_choose(series, modalities, patterns) for series in studies.values()]
-    if any(not errors for _, errors in chosen):
-        return chosen
-    return [_choose(all_series, modalities, patterns)]
+    if any(not errors for _, errors in chosen) or len(studies) < 2:
+        return chosen or [_choose(all_series, modalities, patterns)]
+    together, errors = _choose(all_series, modalities, patterns)
+    return [(together, errors or _far_apart(together))]
+
+
+def _far_apart(series: Mapping[str, Series]) -> list[VolumeError]:
+    """Whether series of different studies are of different times: a tumor grows."""
+    dates = {name: _date(one.study_date) for name, one in series.items()}
+    known = [date for date in dates.values() if date is not None]
+    shown = ", ".join(f"{name} of {date or 'an unknown date'}" for name, date in dates.items())
+    if len(known) == len(dates) and (max(known) - min(known)).days <= MOST_DAYS:
+        return []
+    return [VolumeError("different studies", shown, f"series of one study, or of {MOST_DAYS} days")]
+
+
+def _date(text: str) -> date | None:
+    """A date of DICOM, YYYYMMDD; None for anything else."""
+    try:
+        return datetime.strptime(text, "%Y%m%d").date()
+    except ValueError:
+        return None
 
 
 def _choose(
@@ -213,33 +265,48 @@ def _choose(
     errors = []
     for name in modalities:
         pattern = patterns.get(name)
-        fitting = [s for s in candidates if pattern is None or re.search(pattern, s.description, re.IGNORECASE)]
+        fitting = [s for s in candidates if pattern is None or re.search(pattern, _label(s), re.IGNORECASE)]
         if len(fitting) == 1:
             chosen[name] = fitting[0]
             continue
         wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
-        shown = ", ".join(repr(s.description) for s in fitting or candidates) or "none"
+        shown = ", ".join(repr(_label(s)) for s in fitting or candidates) or "none"
         check = "ambiguous series" if fitting else "missing series"
         errors.append(VolumeError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
     return chosen, errors
 
 
-def _structure_sets(case: StudyCase) -> tuple[list[StructureSet], list[VolumeError]]:
-    """The structure sets of a case that can be read, and what is wrong with the others."""
-    sets, errors = [], []
+def _label(series: Series) -> str:
+    """What a series is called: its description, the name of its folder where it has none."""
+    return series.description or series.files()[0].parent.name
+
+
+def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[VolumeError]]:
+    """The structure sets of a case that can be read, the newest first, and what is wrong with the others."""
+    sets: list[StructureSet] = []
+    errors = []
     for path in case.structure_sets:
         try:
             sets.append(read_rtstruct(path))
         except VolumeError as error:
             errors.append(error)
+    sets.sort(key=lambda drawn: drawn.date, reverse=True)
+    for name, series in case.series.items():
+        own = [drawn.path.name for drawn in sets if series.uid in drawn.images]
+        if len(own) > 1:
+            facts.warnings.append(f"{len(own)} structure sets of {name}, the newest is taken first: {', '.join(own)}")
+    facts.warnings += [f"{drawn.path.name}: {note}" for drawn in sets for note in drawn.notes]
     return sets, errors
 
 
 def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[VolumeError]:
-    """Images of a series that a structure set lists and that are not there: slices lost at an end leave no gap."""
+    """Images of a series that a structure set lists and that are not there: slices lost at an end leave no gap.
+
+    Where it lists none of those that are there, images were renamed after it was drawn, and nothing can be said.
+    """
     listed = frozenset().union(*(drawn.images.get(series.uid, frozenset()) for drawn in sets))
     lost = len(listed - series.sop_uids())
-    if not lost:
+    if not lost or lost == len(listed):
         return []
     found = f"{lost} of the {len(listed)} images that the structure set lists are missing"
     return [VolumeError("number of slices", found, "every image of the series; download it again")]
@@ -295,10 +362,11 @@ def _drawings(
             if series.uid not in drawn.images:
                 continue
             try:
-                if drawn.frame_of_reference not in ("", series.frame_of_reference):
-                    found = f"{drawn.frame_of_reference}, the {modality} series has {series.frame_of_reference}"
+                frame = drawn.frames.get(series.uid, "")
+                if frame not in ("", series.frame_of_reference):
+                    found = f"{frame}, the {modality} series has {series.frame_of_reference}"
                     raise VolumeError("frame of reference", found, "the same one in structure set and series")
-                yield modality, "RTSTRUCT", choose_structure(drawn.structures, patterns)
+                yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
             except VolumeError as error:
                 errors.append(VolumeError(error.check, f"{drawn.path.name}: {error.found}", error.expected))
         if modality not in case.contours:
