@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from made_tcia import write_patient
 
 from scripts.data import preparation
 from scripts.data.preparation import CaseError, Facts, Job, run_jobs
@@ -230,6 +231,24 @@ def test_an_empty_mask(tmp_path, keep, checks):
     assert outcome.facts.warnings == (["no tumor: the mask is empty"] if keep else [])
 
 
+def test_a_header_without_orientation_is_told(tmp_path):
+    def write(folder):
+        facts = jobs_of(tmp_path, {"a": "1"})[0].write(folder)
+        image = nib.load(folder / "a_T2.nii.gz")
+        image.set_sform(AFFINE, code=0)
+        image.set_qform(AFFINE, code=0)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder / "a_T2.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.asarray(nib.load(folder / "a_label.nii.gz").dataobj), None), folder / "a_label.nii.gz"
+        )
+        return facts
+
+    (tmp_path / "out").mkdir()
+    (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", ("T2",), title="test")
+    assert not outcome.problems
+    assert outcome.facts.warnings == ["headers give no orientation, left and right are not known: T2"]
+
+
 def test_several_problems_of_a_case(tmp_path):
     def write(folder):
         raise CaseError([VolumeError("gap", "2 mm", "1 mm"), VolumeError("spacing", "0 mm", "more")])
@@ -252,25 +271,28 @@ def test_workers_do_not_matter(tmp_path):
     assert digest(tmp_path / "out") == files
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("source", ["phantom", "vs_seg"])
+def test_a_killed_run_goes_on_where_it_was(tmp_path, source):
     """SIGKILL in the middle of real preparation; the second run gives what one run gives, byte by byte."""
-
-    def command(output: str) -> list[str]:
-        arguments = ["--training", "4", "--validation", "1", "--testing", "0", "--workers", "2"]
-        return [sys.executable, "-m", "scripts.prepare", "phantom", "--output", str(tmp_path / output), *arguments]
-
+    if source == "vs_seg":
+        for number in range(1, 6):
+            write_patient(tmp_path / "download", number, size="tiny", extras=number % 2 == 0)
+        arguments = ["--input", str(tmp_path / "download")]
+    else:
+        arguments = ["--training", "4", "--validation", "1", "--testing", "0"]
+    command = [sys.executable, "-m", "scripts.prepare", source, *arguments, "--workers", "2", "--output"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command("whole"), cwd=BUNDLE, check=True, capture_output=True, env=environment)
-    killed = subprocess.Popen(command("out"), cwd=BUNDLE, env=environment, stderr=subprocess.DEVNULL)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    subprocess.run([*command, str(whole)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
+    killed = subprocess.Popen([*command, str(out)], cwd=BUNDLE, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("phantom*")) and time.monotonic() < deadline:
+    while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("phantom*")}
-    assert 0 < len(finished) < 5 and not (tmp_path / "out/datalist.json").exists()
-    done = subprocess.run(command("out"), cwd=BUNDLE, check=True, capture_output=True, env=environment, text=True)
-    assert "training 4, validation 1" in done.stdout
-    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
-    for name, changed in finished.items():
-        assert (tmp_path / "out" / name).stat().st_mtime_ns == changed
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
+    assert 0 < len(finished) < 5 and not (out / "datalist.json").exists()
+    time.sleep(2)  # Orphaned workers notice and end.
+    subprocess.run([*command, str(out)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
+    assert digest(out) == digest(whole)
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
