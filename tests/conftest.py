@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow, create_workflow
 
+from scripts.assemble import prepare_source
 from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
 from scripts.data.phantom import make_phantom
-from scripts.prepare import prepare_source
 
 TESTS = Path(__file__).parent
 BUNDLE_ROOT = TESTS.parent / "bundle"

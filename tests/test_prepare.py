@@ -16,10 +16,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.assemble import prepare_phantoms, prepare_source
 from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
 from scripts.data.inputs import find_inputs
 from scripts.data.jobs import Options
-from scripts.prepare import main, prepare_phantoms, prepare_source
+from scripts.prepare import main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 FIXTURE = Path(__file__).parent / "data" / "Task01_BrainTumour"
@@ -334,7 +335,7 @@ def test_phantoms_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize(("fraction", "without"), [(0, []), (0.15, [6, 13, 19]), (1, list(range(20)))])
 def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
-    from scripts import prepare
+    from scripts import assemble
 
     class Seen(Exception):
         pass
@@ -342,7 +343,7 @@ def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
     def run_jobs(jobs, *others, **options):
         raise Seen([index for index, job in enumerate(jobs) if not job.options["tumor"]])
 
-    monkeypatch.setattr(prepare, "run_jobs", run_jobs)
+    monkeypatch.setattr(assemble, "run_jobs", run_jobs)
     with pytest.raises(Seen) as seen:
         prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
     assert seen.value.args[0] == without

@@ -26,7 +26,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
-from scripts import prepare
+from scripts import assemble
 from scripts.data.datalist import load_datalist
 from scripts.data.phantom import PhantomCase, make_phantom
 from scripts.prepare import main
@@ -767,7 +767,7 @@ def test_good_cases_are_not_refused(tmp_path):
 def test_every_check_has_a_case():
     """Names of checks, as the code has them; those of a datalist leave no case out, two have tests of their own."""
     trees = [ast.parse(path.read_text()) for path in DATA.glob("*.py") if path.name != "datalist.py"]
-    trees.append(ast.parse(Path(prepare.__file__).read_text()))
+    trees.append(ast.parse(Path(assemble.__file__).read_text()))
     names = set()
     for call in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)):
         place = {"VolumeError": 0, "Problem": 1}.get(getattr(call.func, "id", ""))

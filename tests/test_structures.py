@@ -195,6 +195,17 @@ def test_frame_is_that_of_the_item_which_the_series_stands_in(tmp_path: Path) ->
     assert read_rtstruct(rewritten(path, _with_ct_first)).frames == {"1.2.3.1": "1.2.3.9", "1.2.3.2": "1.2.3.8"}
 
 
+def test_series_that_stands_in_two_items_has_the_first_frame_that_is_named(tmp_path: Path) -> None:
+    def change(dataset: Dataset) -> None:
+        items = dataset.ReferencedFrameOfReferenceSequence
+        items.extend([deepcopy(items[0]), deepcopy(items[0])])
+        items[0].FrameOfReferenceUID, items[2].FrameOfReferenceUID = "", ""
+
+    path = write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}, frame_of_reference="1.2.3.9")
+    rewritten(path, lambda dataset: setattr(dataset.StructureSetROISequence[0], "ReferencedFrameOfReferenceUID", "1.2"))
+    assert read_rtstruct(rewritten(path, change)).frames == {"1.2.3.1": "1.2.3.9"}
+
+
 @pytest.mark.parametrize(
     ("drawn_in", "expected"),
     [
