@@ -64,8 +64,7 @@ weights() { # the best network so far of every run, as fp16; in pieces if PIECE 
 while [ $# -gt 0 ]; do
   case "$1" in
     --minutes) MINUTES=$2; shift ;;
-    install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels monai nibabel \
-      pytorch-ignite fire pytest scipy matplotlib tensorboard tqdm pandas PyYAML ;;
+    install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels wheels/*.whl ;;
     test) limited pytest.log "$PY" -m pytest -m gpu ;;
     bench)
       limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda
