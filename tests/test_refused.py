@@ -787,6 +787,19 @@ def test_studies_a_few_days_apart_are_one_case(tmp_path):
     assert prepared("vs_seg", tmp_path) == (0, [])
 
 
+def test_a_damaged_file_is_told_once(tmp_path):
+    """In the folder of a chosen series it is that case's problem, elsewhere a row of its own."""
+    (tmp_path / "in").mkdir()
+    t2_series(tmp_path / "in")
+    (tmp_path / "in/t2/more.dcm").write_bytes(b"damaged")
+    assert [row["case"] for row in prepared("dicom", tmp_path)[1]] == ["VS-SEG-001"]
+    (tmp_path / "in/other").mkdir()
+    (tmp_path / "in/t2/more.dcm").rename(tmp_path / "in/other/more.dcm")
+    status, rows = prepared("dicom", tmp_path)
+    assert status == 0
+    assert [(row["case"], row["check"]) for row in rows] == [(str(tmp_path / "in/other/more.dcm"), "unreadable file")]
+
+
 def test_folders_name_series_without_description(tmp_path):
     (tmp_path / "in").mkdir()
     download(tmp_path / "in", SeriesDescription=None)

@@ -256,7 +256,13 @@ def test_file_name(identity, name):
 
 @pytest.mark.parametrize(
     ("patient", "cohort"),
-    [("VS-SEG-001", "VS-SEG"), ("VS-SEG-1234", "VS-SEG"), ("VS-SEG-", "DICOM"), ("aVS-SEG-001", "DICOM"), ("", "DICOM")],
+    [
+        ("VS-SEG-001", "VS-SEG"),
+        ("VS-SEG-1234", "VS-SEG"),
+        ("VS-SEG-", "DICOM"),
+        ("aVS-SEG-1", "DICOM"),
+        ("", "DICOM"),
+    ],
 )
 def test_vs_seg_cohort(patient, cohort):
     assert vs_seg_cohort(patient) == cohort

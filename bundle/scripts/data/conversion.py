@@ -256,8 +256,8 @@ def _air(voxels: NDArray) -> float:
     """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
     if checks.is_skull_stripped(voxels):
         return 0.0
-    air = voxels[~checks.foreground(voxels)]
-    return float(np.median(air)) if air.size else float(voxels.min())
+    air = voxels[~checks.foreground(voxels) & (voxels != 0)]
+    return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
 
 
 def _as_stored(image: NDArray, dtype: np.dtype) -> NDArray:

@@ -202,12 +202,6 @@ def _studies(
     headers = scan(*folders, workers=options.workers)
     patterns = {**usual, **options.series}
     cases, problems = find_studies(headers, modalities, patterns)
-    chosen = {file.parent for case in cases for series in case.series.values() for file in series.files()}
-    problems += [
-        Problem(str(path), "unreadable file", message, "DICOM; download the file again")
-        for path, message in headers.unreadable
-        if path.parent not in chosen
-    ]
     labeled = "label" in names
     if labeled:
         cases = add_contours(cases, folders)

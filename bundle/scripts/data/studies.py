@@ -81,22 +81,23 @@ def find_studies(
 ) -> tuple[list[StudyCase], list[Problem]]:
     """Cases of a scanned folder: per patient the studies in which each modality has one series.
 
+    A series without description is known by the name of its folder.
+
     Args:
         scan: headers of all files.
         modalities: those that a case must have; the first decides the grid.
         patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
             one modality is wanted and has no pattern, the only MR series of a study is taken.
-    A series without description is known by the name of its folder.
-
     Returns:
         The cases, sorted, and the problems of those that are left out: no series or several for a modality, damaged
-        files, headers that do not make a volume.
+        files, headers that do not make a volume; and files that cannot be read and belong to no chosen series.
     """
     patients: dict[str, list[Series]] = {}
     for series in scan.series:
         patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
     cases, problems = [], []
     used: set[str] = set()
+    told: set[Path] = set()
     for patient, own in sorted(patients.items()):
         name = file_name(patient)
         if patient in KNOWN_INCOMPLETE:
@@ -107,10 +108,17 @@ def find_studies(
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
             case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
-            errors = errors or _damaged_files(chosen, scan) or _header_problems(chosen)
+            damaged = {} if errors else _damaged_files(chosen, scan)
+            told |= damaged.keys()
+            errors = errors or list(damaged.values()) or _header_problems(chosen)
             problems += [Problem(case, error.check, error.found, error.expected) for error in errors]
             if not errors:
                 cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
+    problems += [
+        Problem(str(path), "unreadable file", message, "DICOM; download the file again")
+        for path, message in scan.unreadable
+        if path not in told
+    ]
     return cases, problems
 
 
@@ -206,14 +214,15 @@ def _unused(name: str, used: set[str]) -> str:
     return numbered
 
 
-def _damaged_files(series: Mapping[str, Series], scan: Scan) -> list[VolumeError]:
+def _damaged_files(series: Mapping[str, Series], scan: Scan) -> dict[Path, VolumeError]:
     """Files that could not be read in the folder of a chosen series: they may have been slices of it."""
-    errors = []
+    errors = {}
     for name, one in series.items():
         folders = {file.parent for file in one.files()}
         for path, message in scan.unreadable:
             if path.parent in folders:
-                errors.append(VolumeError("unreadable file", f"{name}: {path.name}: {message}", "a complete download"))
+                found = f"{name}: {path.name}: {message}"
+                errors[path] = VolumeError("unreadable file", found, "a complete download")
     return errors
 
 
