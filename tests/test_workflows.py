@@ -649,7 +649,7 @@ WRONG: dict[str, tuple[list[str], Settings, str]] = {
     "inference of an unknown task": (
         INFER,
         lambda at: {"task": "vss"},
-        "unknown task 'vss': expected one of ['glioma', 'surrogate_t2_cet1', 'vs'].",
+        "unknown task 'vss': expected one of ['glioma', 'surrogate_t2_cet1', 'vs', 'vs_cet1'].",
     ),
     "inference with no weights": (INFER, lambda at: {"checkpoint_path": str(at["tmp"] / "none.pt")}, "no weights at"),
     "inference with another network's weights": (
