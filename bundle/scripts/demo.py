@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             return status
     logger.info(
         "\nDone in %.1f minutes, in %s:\n"
+        "  data/overview.html    three planes of every phantom, with the outline of its tumor\n"
         "  report/report.md      Dice, ASSD, HD95, PSNR, SSIM: trained against untrained, on phantoms not trained on\n"
         "  report/figures/       source, synthetic, real target, contours, error map of every test phantom\n"
         "  runs/tissnet/previews how the validation phantom came on during training\n"
