@@ -17,7 +17,7 @@ import pytest
 from made_tcia import write_patient
 
 from scripts.data import preparation
-from scripts.data.preparation import CaseError, Facts, Job, run_jobs
+from scripts.data.preparation import CaseError, Facts, Job, is_alive, run_jobs
 from scripts.data.volume import VolumeError
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -271,6 +271,16 @@ def test_workers_do_not_matter(tmp_path):
     assert digest(tmp_path / "out") == files
 
 
+def test_a_process_that_nobody_waited_for_is_not_alive():
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    deadline = time.monotonic() + 30
+    while is_alive(ended.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(ended.pid) and is_alive(os.getpid())
+    ended.wait()
+    assert not is_alive(ended.pid)
+
+
 @pytest.mark.parametrize("source", ["phantom", "vs_seg"])
 def test_a_killed_run_goes_on_where_it_was(tmp_path, source):
     """SIGKILL in the middle of real preparation; the second run gives what one run gives, byte by byte."""
@@ -285,14 +295,17 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, source):
     whole, out = tmp_path / "whole", tmp_path / "out"
     subprocess.run([*command, str(whole)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
     killed = subprocess.Popen([*command, str(out)], cwd=BUNDLE, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
     assert 0 < len(finished) < 5 and not (out / "datalist.json").exists()
-    time.sleep(2)  # Orphaned workers notice and end.
+    # Orphaned workers notice and end, after the library call they are in.
+    workers = [int(path.name.split("_")[1]) for path in out.glob(".partial_*")]
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     subprocess.run([*command, str(out)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
     assert digest(out) == digest(whole)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished

@@ -156,6 +156,7 @@ def run_jobs(
             outcomes[index] = outcome
             bar.set_postfix_str(outcome.case + (" (was finished)" if outcome.reused else ""))
             bar.update()
+    _remove_leftovers(output)  # Workers of a killed run may have lived on until now.
     return [outcomes[index] for index in range(len(jobs))]
 
 
@@ -163,8 +164,16 @@ def _remove_leftovers(output: Path) -> None:
     """Remove what killed runs have left half-written; not what another run is writing."""
     for leftover in output.glob(f"{_PARTIAL}*"):
         process = leftover.name.removeprefix(_PARTIAL).partition("_")[0]
-        if not (process.isdigit() and psutil.pid_exists(int(process))):
+        if not (process.isdigit() and is_alive(int(process))):
             shutil.rmtree(leftover)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process id belongs to a process that still runs; one that nobody has waited for does not."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _outcomes(jobs: Sequence[Job], arguments: tuple, workers: int) -> Iterator[tuple[int, Outcome]]:
@@ -199,7 +208,7 @@ def _start_worker(parent: int) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
     def watch() -> None:
-        while os.getppid() == parent and psutil.pid_exists(parent):  # The second is for Windows.
+        while os.getppid() == parent and is_alive(parent):  # The second is for Windows.
             time.sleep(_WATCH_SECONDS)
         os._exit(1)
 
