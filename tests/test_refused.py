@@ -787,6 +787,15 @@ def test_studies_a_few_days_apart_are_one_case(tmp_path):
     assert prepared("vs_seg", tmp_path) == (0, [])
 
 
+def test_a_copy_of_a_case_that_is_left_out_is_used(tmp_path):
+    """The scan is in one patient then."""
+    (tmp_path / "in").mkdir()
+    nifti(tmp_path / "in", "first", label=0 * head().label)
+    nifti(tmp_path / "in", "second")
+    status, rows = prepared("nifti", tmp_path, *PATTERNS)
+    assert status == 0 and [(row["case"], row["check"]) for row in rows] == [("first", "empty mask")]
+
+
 def test_a_damaged_file_is_told_once(tmp_path):
     """In the folder of a chosen series it is that case's problem, elsewhere a row of its own."""
     (tmp_path / "in").mkdir()

@@ -177,7 +177,7 @@ def prepare_phantoms(
 def _refuse_copies(outcomes: Sequence[Outcome], output: Path) -> None:
     """Leave out a case whose image is that of another patient: one of them would test what the other has trained."""
     owners: dict[tuple[str, str], Outcome] = {}
-    for outcome in outcomes:
+    for outcome in (outcome for outcome in outcomes if not outcome.problems):
         for role, digest in outcome.input.items():
             owner = owners.setdefault((role, digest), outcome)
             if role in MODALITIES and owner.patient != outcome.patient and not outcome.problems:

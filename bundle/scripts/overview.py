@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from scripts.data.datalist import SECTIONS, prepared_path
+from scripts.data.datalist import SECTIONS, prepared_name
 from scripts.data.volume import NiftiVolume, Problem
 from scripts.data.wholefile import whole_file
 from scripts.figures import GRAY_PERCENTILES, TRUTH_COLOR, ZOOM_FACTOR
@@ -105,8 +105,8 @@ def draw_case(folder: Path, case: str, modalities: Sequence[str]) -> None:
         VolumeError: a modality that is missing or unreadable.
         ValueError: files on different grids.
     """
-    volumes = {name: NiftiVolume(folder / Path(prepared_path(case, name)).name) for name in modalities}
-    label = NiftiVolume(folder / Path(prepared_path(case, "label")).name)
+    volumes = {name: NiftiVolume(folder / prepared_name(case, name)) for name in modalities}
+    label = NiftiVolume(folder / prepared_name(case, "label"))
     _, affine = next(iter(volumes.values())).grid()
     mask = label.voxels() if label.path.is_file() else None
     images = {name: volume.voxels() for name, volume in volumes.items()}

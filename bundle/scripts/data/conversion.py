@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scripts.data import checks
 from scripts.data.alignment import Alignment, align, resample
-from scripts.data.datalist import Task, grid_problems, image_problem, prepared_path
+from scripts.data.datalist import Task, grid_problems, image_problem, prepared_name
 from scripts.data.preparation import CaseError, Facts
 from scripts.data.sources import NiftiCase
 from scripts.data.volume import NiftiVolume, Volume, VolumeError
@@ -56,7 +56,7 @@ def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register
         return facts
     for name, volume in volumes.items():
         if name != "label":
-            _copy(volume, folder / Path(prepared_path(case.case, name)).name)
+            _copy(volume, folder / prepared_name(case.case, name))
     if "label" in volumes:
         reference = next(volume for name, volume in reversed(volumes.items()) if name != "label").open()
         _write_mask(_mask(case, task), reference.affine, reference.header, case.case, folder)
@@ -78,7 +78,7 @@ def write_image(voxels: NDArray, affine: NDArray[np.float64], case: str, name: s
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
-    nib.save(image, folder / Path(prepared_path(case, name)).name)
+    nib.save(image, folder / prepared_name(case, name))
 
 
 def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, NiftiVolume]:
@@ -101,7 +101,7 @@ def _mask(case: NiftiCase, task: Task) -> NDArray[np.uint8]:
     try:
         return case.label_values.mask(case.label.voxels(), task.structure)
     except VolumeError as error:
-        raise CaseError([VolumeError(error.check, f"label: {error.found}", error.expected)]) from error
+        raise CaseError([error.of("label")]) from error
 
 
 def _write_mask(
@@ -112,7 +112,7 @@ def _write_mask(
     header.set_data_shape(mask.shape)
     header.set_data_dtype(np.uint8)
     header["cal_min"] = header["cal_max"] = 0
-    nib.save(nib.Nifti1Image(mask, affine, header), folder / Path(prepared_path(case, "label")).name)
+    nib.save(nib.Nifti1Image(mask, affine, header), folder / prepared_name(case, "label"))
 
 
 def _copy(volume: NiftiVolume, path: Path) -> None:
@@ -142,7 +142,7 @@ def _write_registered(
     images = {name: volume for name, volume in volumes.items() if name != "label"}
     first = next(iter(images))
     together = bring_together(images, facts, trust_grids=True)
-    _copy(images[first], folder / Path(prepared_path(case.case, first)).name)
+    _copy(images[first], folder / prepared_name(case.case, first))
     for name in list(images)[1:]:
         write_image(together.images[name], together.affine, case.case, name, folder)
     if "label" in volumes:
@@ -186,7 +186,7 @@ class Together:
         head = checks.head_mask(reference, spacing=spacing)
         tumor = np.zeros(reference.shape, dtype=np.uint8) if mask is None else mask
         errors = [
-            VolumeError(error.check, f"{first} and {name}: {error.found}", error.expected)
+            error.of(f"{first} and {name}")
             for name, covered in self.covered.items()
             for error in checks.overlap_problems(
                 head,
@@ -245,7 +245,7 @@ def _readable(name: str, volume: Volume) -> NDArray:
     try:
         voxels = volume.voxels()
     except VolumeError as error:
-        raise VolumeError(error.check, f"{name}: {error.found}", error.expected) from error
+        raise error.of(name) from error
     problem = image_problem("", name, voxels)
     if problem is not None:
         raise VolumeError(problem.check, problem.found, problem.expected)

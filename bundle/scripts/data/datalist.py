@@ -181,7 +181,12 @@ def datalist_entry(case: str, patient: str, task: str) -> dict[str, Any]:
 
 def prepared_path(case: str, name: str) -> str:
     """Path of one prepared file, relative to the datalist; `name` is a modality or "label"."""
-    return f"{case}/{case}_{name}.nii.gz"
+    return f"{case}/{prepared_name(case, name)}"
+
+
+def prepared_name(case: str, name: str) -> str:
+    """Name of one prepared file in the folder of its case."""
+    return f"{case}_{name}.nii.gz"
 
 
 def grid_problems(case: str, volumes: Mapping[str, Volume]) -> list[Problem]:

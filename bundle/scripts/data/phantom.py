@@ -111,7 +111,7 @@ def make_phantom(
 
 
 def phantom_kind(task: str) -> str:
-    """ "vs" or "glioma": which phantom serves a task of `TASKS`."""
+    """Which phantom serves a task of `TASKS`: "vs" or "glioma"."""
     return "vs" if TASKS[task].structure == "vestibular schwannoma" else "glioma"
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scripts.data import checks
-from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_path
+from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_name
 from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
 from scripts.data.volume import NiftiVolume, Problem, VolumeError, one_line
 
@@ -291,7 +291,7 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
         CaseError: every problem found.
     """
     case = outcome.case
-    volumes = {name: NiftiVolume(folder / Path(prepared_path(case, name)).name) for name in names}
+    volumes = {name: NiftiVolume(folder / prepared_name(case, name)) for name in names}
     problems = grid_problems(case, volumes)
     if problems:
         raise CaseError([VolumeError(*problem[1:]) for problem in problems])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -88,6 +88,7 @@ def find_studies(
         modalities: those that a case must have; the first decides the grid.
         patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
             one modality is wanted and has no pattern, the only MR series of a study is taken.
+
     Returns:
         The cases, sorted, and the problems of those that are left out: no series or several for a modality, damaged
         files, headers that do not make a volume; and files that cannot be read and belong to no chosen series.
@@ -140,15 +141,7 @@ def add_contours(cases: Sequence[StudyCase], folders: Iterable[Path]) -> list[St
             else:
                 drawn.setdefault(patient, {})[_MODALITY_OF[match["weighting"]]] = path
     return [
-        StudyCase(
-            case.case,
-            case.patient,
-            case.cohort,
-            case.series,
-            case.structure_sets,
-            drawn.get(case.patient, {}),
-            tuple(transforms.get(case.patient, ())),
-        )
+        replace(case, contours=drawn.get(case.patient, {}), transforms=tuple(transforms.get(case.patient, ())))
         for case in cases
     ]
 
@@ -171,11 +164,7 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     """
     facts = Facts()
     sets, unreadable = _structure_sets(case, facts)
-    errors = [
-        VolumeError(error.check, f"{name}: {error.found}", error.expected)
-        for name, series in case.series.items()
-        for error in _lost_images(series, sets)
-    ]
+    errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
     if errors:
         raise CaseError(errors)
     frames = {series.frame_of_reference for series in case.series.values()}
@@ -195,7 +184,7 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
 
 
 def vs_seg_cohort(patient: str) -> str:
-    """ "VS-SEG" for the names of that data set's patients, "DICOM" for all others."""
+    """Cohort of a patient: "VS-SEG" for names of that data set, "DICOM" for all others."""
     return "VS-SEG" if re.fullmatch(r"VS-SEG-\d+", patient) else "DICOM"
 
 
@@ -228,11 +217,7 @@ def _damaged_files(series: Mapping[str, Series], scan: Scan) -> dict[Path, Volum
 
 def _header_problems(series: Mapping[str, Series]) -> list[VolumeError]:
     """What is wrong with the geometry of the chosen series, from headers alone."""
-    return [
-        VolumeError(error.check, f"{name}: {error.found}", error.expected)
-        for name, one in series.items()
-        for error in one.problems()
-    ]
+    return [error.of(name) for name, one in series.items() for error in one.problems()]
 
 
 def _series_of_studies(
@@ -343,7 +328,7 @@ def _tumor(
         try:
             drawn = structure_mask(drawing, shape, affine)
         except VolumeError as error:
-            errors.append(VolumeError(error.check, f"{origin}: {error.found}", error.expected))
+            errors.append(error.of(origin))
             continue
         mask = together.mask(drawn, modality)
         if taken is None:
@@ -377,7 +362,7 @@ def _drawings(
                     raise VolumeError("frame of reference", found, "the same one in structure set and series")
                 yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
             except VolumeError as error:
-                errors.append(VolumeError(error.check, f"{drawn.path.name}: {error.found}", error.expected))
+                errors.append(error.of(drawn.path.name))
         if modality not in case.contours:
             continue
         folder = case.contours[modality].parent.name
@@ -385,7 +370,7 @@ def _drawings(
             structures = read_contours_json(case.contours[modality])
             yield modality, "contours.json", choose_structure(structures, patterns, first=True)
         except VolumeError as error:
-            errors.append(VolumeError(error.check, f"{folder}: {error.found}", error.expected))
+            errors.append(error.of(folder))
 
 
 def _compare_volumes(drawing: Structure, mask: NDArray[np.uint8], affine: NDArray[np.float64], facts: Facts) -> None:

@@ -55,6 +55,10 @@ class VolumeError(ValueError):
         super().__init__(f"{check}: found {found}, expected {expected}")
         self.check, self.found, self.expected = check, found, expected
 
+    def of(self, name: str) -> VolumeError:
+        """The same error, told of one volume or file among several."""
+        return VolumeError(self.check, f"{name}: {self.found}", self.expected)
+
 
 class Volume(Protocol):
     """A 3-D volume that can be asked for its grid, its voxels and its files; everything else may raise VolumeError."""
