@@ -134,6 +134,9 @@ def defaults(function: Callable) -> dict[str, Any]:
     return {n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
 
 
+# What only inference, evaluation and the localizer's training have.
+LOCALIZER = {key for key in read("evaluate.json") if key.startswith("localize")}
+
 # Every stack of files that a header documents; those for evaluation and inference are below.
 DOCUMENTED = sorted({(entry, tuple(files)) for name in JSONS + YAMLS for entry, files in stacks(name)})
 
@@ -168,7 +171,8 @@ def test_commands_name_existing_files_in_the_documented_order(name: str) -> None
         for file in files:
             assert (ROOT / "bundle" / file).is_file(), f"{name}: no {file}"
         assert files[0] in ("configs/train.json", "configs/inference.json")
-        assert not any(file.endswith(".json") for file in files if files.index(file) > 1), "JSON before the overrides"
+        kinds = [Path(file).suffix for file in files]
+        assert kinds == sorted(kinds), "JSON before the overrides"
 
 
 @pytest.mark.parametrize("name", JSONS + YAMLS)
@@ -185,15 +189,19 @@ def test_text_that_is_a_number_is_found() -> None:
     assert isinstance(yaml.safe_load("x: 2.0e-4")["x"], float)
 
 
-@pytest.mark.parametrize("name", YAMLS + ["pretrain.json", "evaluate.json", PROCESSES])
+@pytest.mark.parametrize("name", YAMLS + ["pretrain.json", "localize.json", "evaluate.json", PROCESSES])
 def test_overrides_change_only_what_the_base_has(name: str) -> None:
     """A misspelled key is accepted in silence by MONAI, and the run goes on with the base's value."""
     introduced = {
-        "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"},
+        "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"}
+        | {"flips", "ensemble"}
+        | LOCALIZER,
+        "localize.json": LOCALIZER,
         "pretrain.json": set(),
         PROCESSES: {"minutes_to_wait", "finalize", "validate#sampler"},
     }
-    base = ConfigParser({**read("train.json"), "crop_size": read("evaluate.json")["crop_size"]})
+    evaluate = read("evaluate.json")
+    base = ConfigParser({**read("train.json"), **{key: evaluate[key] for key in ("crop_size", *LOCALIZER)}})
     for key in read(name):
         if key == "_desc_" or key in introduced.get(name, ()):
             continue
@@ -246,10 +254,11 @@ def test_pretraining_has_the_papers_schedule() -> None:
 
 def test_train_and_inference_share_network_and_preprocessing() -> None:
     train, inference = (without_descriptions(read(name)) for name in ("train.json", "inference.json"))
-    shared = ("network_def", "network", "pixdim", "patch_size", "overlap", "source_channels", "features", "task", "amp")
-    for key in shared:
+    shared = ("network_def", "network", "pixdim", "patch_size", "overlap", "source_channels", "features", "task")
+    for key in (*shared, "engine", "precision"):
         assert train[key] == inference[key], key
-    assert train["validate"]["inferer"] == inference["inferer"]
+    windows = ("roi_size", "overlap", "engine", "precision")
+    assert {k: train["validate"]["inferer"][k] for k in windows} == {k: inference["inferer"][k] for k in windows}
 
     def on_image_alone(transforms: list[dict]) -> list[dict]:
         """Transforms of several keys, as they treat `image`."""
@@ -262,6 +271,19 @@ def test_train_and_inference_share_network_and_preprocessing() -> None:
 
     own = [t for t in inference["preprocessing"]["transforms"] if t["_target_"] not in ("DeleteItemsd", "CopyItemsd")]
     assert own == on_image_alone(train["train"]["deterministic_transforms"])
+
+
+def test_evaluation_localizes_as_inference_does_with_the_localizer_that_was_trained() -> None:
+    evaluate, inference, localize = (
+        without_descriptions(read(name)) for name in ("evaluate.json", "inference.json", "localize.json")
+    )
+    own = {"perceptor": "@S_p"}
+    assert evaluate["validate#inferer"] == {k: v for k, v in inference["inferer"].items() if k != "compile"} | own
+    for key in (key for key in inference if key.startswith("localize") and key != "localizer_path"):
+        assert evaluate[key] == inference[key], key
+    for key in ("localizer_pooling", "localizer_patch_size", "localizer_features"):
+        assert localize[key] == inference[key], key
+    assert localize["network_def"] == inference["localizer_def"]
 
 
 def open_documented(

@@ -1,13 +1,19 @@
-"""The code on CUDA: a step, inference against the CPU, a crop inverted, nccl. What needs no GPU is tested elsewhere."""
+"""The code on CUDA: a step, its waits, inference against the CPU, a crop inverted, nccl.
+
+What needs no GPU is tested elsewhere.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.transforms import Invertd
 
@@ -26,32 +32,68 @@ pytestmark = [
 
 SMALL = (4, 4, 8, 8, 8)
 PROCESS_SECONDS = 300
+LOSS_RTOL = 0.01  # after a step of Adam; convolutions in TensorFloat-32
 AGREEMENT = 0.02  # largest difference of a probability, bfloat16 on the GPU against float32 on the CPU
 
 
-def test_a_training_step() -> None:
+def make_trainer(batches: int = 1, *, dropout: float = 0.0, **options: Any) -> MethodTrainer:
     torch.manual_seed(0)
     method = TISSNetMethod(
-        TISSNet(1, features=SMALL),
+        TISSNet(1, features=SMALL, dropout=(dropout,) * 5),
         D_g=PatchDiscriminator3d(2, features=4),
         D_t=PatchDiscriminator3d(2, features=4),
         S_p=UNet2d5(1, 1, features=SMALL),
     ).to("cuda")
     label = torch.zeros(2, 1, 32, 32, 8)
     label[..., 8:16, 8:16, 2:6] = 1
-    batch = {"image": torch.rand_like(label), "target": torch.rand_like(label), "label": label, "case": ["a", "b"]}
-    before = [p.detach().clone() for p in method.generator_parameters()]
-    trainer = MethodTrainer(
-        "cuda",
-        1,
-        [batch],
-        method,
-        torch.optim.Adam(method.generator_parameters(), 1e-3),
-        torch.optim.Adam(method.discriminator_parameters(), 1e-3),
-        amp=True,
-    )
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(label.shape, generator=generator) * 2 - 1
+    batch = {"image": image, "target": (label - image).clamp(-1, 1), "label": label, "case": ["a", "b"]}
+    batch = {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    optimizers = [
+        torch.optim.Adam(parameters, 1e-4, fused=True)
+        for parameters in (method.generator_parameters(), method.discriminator_parameters())
+    ]
+    return MethodTrainer("cuda", 1, [batch] * batches, method, *optimizers, **options)
+
+
+def test_a_training_step() -> None:
+    trainer = make_trainer(dropout=0.5, amp=True, channels_last=True)
+    before = [p.detach().clone() for p in trainer.method.generator_parameters()]
     trainer.run()
-    assert any(not torch.equal(old, new) for old, new in zip(before, method.generator_parameters(), strict=True))
+    after = trainer.method.generator_parameters()
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_step_waits_for_the_gpu_once() -> None:
+    trainer = make_trainer(batches=4, amp=True)
+    waits: list[int] = []
+
+    def count() -> None:
+        waits.append(len(warned))
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer.run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits[-1] - waits[-2] == 1, [str(w.message) for w in warned[waits[-2] : waits[-1]]]
+
+
+@pytest.mark.slow
+def test_compiled_channels_last_steps_agree_with_plain_ones() -> None:
+    exact, fast = (
+        make_trainer(batches=2, decollate=False),
+        make_trainer(batches=2, decollate=False, channels_last=True, compile=True),
+    )
+    for trainer in (exact, fast):
+        trainer.run()
+    assert list(exact.method.state_dict()) == list(fast.method.state_dict())
+    for name in ("loss", "loss_D"):
+        assert float(fast.state.output[name]) == pytest.approx(float(exact.state.output[name]), rel=LOSS_RTOL), name
 
 
 def test_inference_agrees_with_the_cpu() -> None:
@@ -60,7 +102,7 @@ def test_inference_agrees_with_the_cpu() -> None:
     image = torch.rand(1, 1, 40, 36, 12) * 2 - 1
     with torch.no_grad():
         cpu = CascadeInferer((32, 32, 8))(image, network)
-        gpu = CascadeInferer((32, 32, 8), amp=True)(image.cuda(), network.cuda())
+        gpu = CascadeInferer((32, 32, 8), precision="bfloat16")(image.cuda(), network.cuda())
     assert (cpu - gpu.cpu()).abs().max() < AGREEMENT
 
 

@@ -24,6 +24,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted, Compose, CopyItemsd, LoadImaged, SaveImaged
 from torch import Tensor, nn
 
+from scripts.cohort import Cohort
 from scripts.dataset import PrepareInputs
 from scripts.handlers import (
     EvaluationHandler,
@@ -81,9 +82,9 @@ def entries(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def evaluator(
-    data: list[dict[str, Any]], output: Path, handler: Any, *, channels: int = 4, truth: bool = True
+    data: list[dict[str, Any]], output: Path, handler: Any = None, *, channels: int = 4, truth: bool = True
 ) -> SupervisedEvaluator:
-    """The evaluator of evaluate.json (or, without truth, of inference.json) without resampling."""
+    """The evaluator of evaluate.json (or, without truth, of inference.json with its handler) without resampling."""
     keys = ["image", "target", "label"] if truth else ["image"]
     copies = ["files_image", "files_target", "files_label", "original_label"]
     before = CopyItemsd([*keys, "label"], names=copies) if truth else CopyItemsd("image", names="files_image")
@@ -108,9 +109,13 @@ def evaluator(
             )
         )
     dataset = Dataset(data, Compose([before, LoadImaged(loaded, ensure_channel_first=True)]))
+    loader: Any = DataLoader(dataset, batch_size=1, num_workers=0)
+    if not truth:
+        loader = Cohort(dataset, output_dir=str(output), weights=[], made_with={})
+        handler = InferenceHandler(loader)
     return SupervisedEvaluator(
         torch.device("cpu"),
-        DataLoader(dataset, batch_size=1, num_workers=0),
+        loader,
         Network(channels),
         prepare_batch=PrepareInputs(["image"]),
         inferer=lambda inputs, network: network(inputs),
@@ -228,8 +233,8 @@ def test_volumes_and_overlays_with_and_without_tumor(
     tmp_path: Path, entries: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = [{"case": entry["case"], "image": entry["image"]} for entry in (entries[0], entries[2])]
-    with caplog.at_level("INFO", logger="scripts.handlers"):
-        evaluator(data, tmp_path, InferenceHandler(str(tmp_path)), truth=False).run()
+    with caplog.at_level("INFO", logger="scripts.cohort"):
+        evaluator(data, tmp_path, truth=False).run()
     found, healthy = volumes(tmp_path)
     assert (found["case"], found["volume_mm3"], found["voxels"]) == ("found", f"{TUMOR_MM3}", f"{TUMOR_VOXELS}")
     assert (healthy["case"], healthy["volume_mm3"], healthy["voxels"]) == ("healthy", "0.0", "0")
@@ -247,13 +252,28 @@ def test_volumes_and_overlays_with_and_without_tumor(
         for name in ("found", "healthy")
     ]
     assert green[0] > 10 * green[1] > 0  # both legends have a green line, only one picture has contours
-    messages = [record.message for record in caplog.records if record.name == "scripts.handlers"]
-    assert [message.rpartition(",")[0] for message in messages] == ["found: 360.0 mm3", "healthy: no tumor found"]
+    messages = [record.message for record in caplog.records if record.name == "scripts.cohort"]
+    assert [message.split(",")[0] for message in messages] == ["found: 360.0 mm3", "healthy: no tumor found"]
+
+
+def test_a_case_is_complete_when_all_its_files_are_written(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
+    data = [{"case": entry["case"], "image": entry["image"]} for entry in entries[:1]]
+    evaluator(data, tmp_path, truth=False).run()
+    record = tmp_path / "found" / "found_result.json"
+    files = json.loads(record.read_text())["files"]
+    folder = "predictions/found/found"
+    assert files == {
+        "pred": f"{folder}_pred.nii.gz",
+        "synthetic": f"{folder}_synthetic.nii.gz",
+        "error": f"{folder}_error.nii.gz",
+        "overlay": f"{folder}_overlay.png",
+    }
+    assert all((tmp_path / name).stat().st_mtime_ns <= record.stat().st_mtime_ns for name in files.values())
 
 
 def test_a_case_without_id_is_named_by_its_file(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     data = [{"image": entries[0]["image"]}]
-    evaluator(data, tmp_path, InferenceHandler(str(tmp_path)), channels=1, truth=False).run()
+    evaluator(data, tmp_path, channels=1, truth=False).run()
     (row,) = volumes(tmp_path)
     assert (row["case"], row["voxels"]) == ("found_T2", f"{TUMOR_VOXELS}")
     assert row["synthetic"] == row["error"] == ""

@@ -1,17 +1,19 @@
-"""Tests of scripts.inferer: windows, blending, channels. The networks are stand-ins whose outputs are known.
+"""Tests of scripts.inferer: windows, blending, channels, regions. The networks are stand-ins whose outputs are known.
 
 Pre- and postprocessing of whole scans is tested in test_transforms.py and test_workflows.py.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.inferer import CascadeInferer, SegmentationInferer
+from scripts.inferer import CascadeInferer, FullScanInferer, SegmentationInferer, foreground_box, join
 from scripts.networks.tissnet import Cascade, TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 
@@ -154,7 +156,7 @@ def test_bfloat16_windows_give_float32() -> None:
     x_s = volume(1, 1, 32, 32, 4)
     with torch.no_grad():
         full = CascadeInferer((32, 32, 4))(x_s, network)
-        half = CascadeInferer((32, 32, 4), amp=True)(x_s, network)
+        half = CascadeInferer((32, 32, 4), precision="bfloat16")(x_s, network)
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert torch.allclose(half, full, atol=BFLOAT16_ATOL)
@@ -190,3 +192,170 @@ def test_input_that_is_not_finite_is_refused(value: float, inferer: type[Segment
 
 def test_roi_size_may_be_a_list() -> None:
     assert tuple(SegmentationInferer([16, 16, 4]).roi_size) == WINDOW
+
+
+# flips and ensembles
+
+
+def test_flips_are_undone_before_the_mean() -> None:
+    x_s = volume(1, 1, 30, 21, 7)
+    flips = [[0], [1], [2], [0, 1]]
+    out = CascadeInferer(WINDOW, flips=flips)(x_s, Voxelwise())
+    assert torch.allclose(out, CascadeInferer(WINDOW)(x_s, Voxelwise()), atol=ATOL)  # a voxelwise network is symmetric
+
+
+def test_flips_average_the_mirrored_windows() -> None:
+    class FirstHalf(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.full_like(x, -60.0)
+            logits[:, :, :8] = 60.0
+            return logits
+
+    out = SegmentationInferer(WINDOW, flips=[[0]])(torch.zeros(1, 1, *WINDOW), FirstHalf())
+    assert torch.allclose(out, torch.tensor(0.5), atol=ATOL)
+
+
+@pytest.mark.parametrize("flips", [[[]], [[3]], [[0], [-1]]])
+def test_flips_along_no_axis_are_refused(flips: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="flips"):
+        CascadeInferer(WINDOW, flips=flips)
+
+
+def test_an_ensemble_is_the_mean_over_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = (TISSNet(1, features=TINY).eval() for _ in range(2))
+    path = tmp_path / "second.pt"
+    torch.save(second.state_dict(), path)
+    x_s = volume(1, 1, 32, 32, 8)
+    with torch.no_grad():
+        both = CascadeInferer((32, 32, 8), ensemble=[str(path)])(x_s, first)
+        alone = [CascadeInferer((32, 32, 8))(x_s, network) for network in (first, second)]
+    assert torch.allclose(both, (alone[0] + alone[1]) / 2, atol=ATOL)
+    assert not torch.allclose(both, alone[0], atol=ATOL)
+
+
+def test_weights_of_another_network_are_no_member_of_an_ensemble(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(TISSNet(2, features=TINY).state_dict(), path)
+    with pytest.raises(ValueError, match="other.pt"):
+        CascadeInferer(WINDOW, ensemble=[str(path)])(volume(1, 1, *WINDOW), TISSNet(1, features=TINY))
+
+
+# localize, then refine
+
+
+class Bright(nn.Module):
+    """As localizer: tumor where the scan is brighter than 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 40 * (x[:, :1] - 0.5)
+
+
+def scan(*places: tuple[slice, slice, slice]) -> Tensor:
+    """A gray head of 96 x 96 x 24 voxels in air, with bright places."""
+    x_s = torch.full((1, 1, 112, 104, 24), -1.0)
+    x_s[:, :, 8:104, 4:100] = 0.0
+    for place in places:
+        x_s[(0, 0, *place)] = 1.0
+    return x_s
+
+
+SPOT = (slice(40, 46), slice(50, 56), slice(10, 13))
+FAR = (slice(90, 94), slice(20, 24), slice(3, 5))
+
+
+def full_scan(**arguments: object) -> FullScanInferer:
+    return FullScanInferer(WINDOW, localizer=Bright(), localizer_roi_size=(32, 32, 8), **arguments)  # type: ignore[arg-type]
+
+
+def test_inside_a_region_the_result_is_that_of_windows_everywhere() -> None:
+    x_s = scan(SPOT, FAR)
+    inferer = full_scan()
+    out = inferer(x_s, Voxelwise())
+    everywhere = CascadeInferer(WINDOW)(x_s, Voxelwise())
+    assert inferer.localized and len(inferer.regions) == 2
+    for place in (SPOT, FAR):
+        region = next(
+            r for r in inferer.regions if all(a.start <= b.start < a.stop for a, b in zip(r, place, strict=True))
+        )
+        assert torch.allclose(out[(..., *region)], everywhere[(..., *region)], atol=ATOL)
+    assert torch.equal(out[:, 0] > 0.5, everywhere[:, 0] > 0.5)  # the mask: 3 x > 0 in the two places alone
+
+
+def test_outside_of_the_regions_are_no_tumor_and_background() -> None:
+    inferer = full_scan()
+    out = inferer(scan(SPOT), Voxelwise())
+    assert inferer.regions == [(slice(32, 54), slice(42, 64), slice(8, 15))]  # with the margin of 8, 8 and 2
+    outside = torch.ones(out.shape[2:], dtype=torch.bool)
+    outside[inferer.regions[0]] = False
+    assert (out[0, :, outside] == torch.tensor([[0.0], [-1.0], [0.0], [0.0]])).all()
+
+
+def test_the_most_suspicious_place_is_looked_at_in_any_case() -> None:
+    x_s = scan()
+    x_s[0, 0, 60:64, 60:64, 10:12] = 0.2  # far below the threshold
+    inferer = full_scan()
+    inferer(x_s, Voxelwise())
+    (region,) = inferer.regions
+    assert all(side.start <= n < side.stop for side, n in zip(region, (61, 61, 10), strict=True))
+
+
+def test_a_region_grows_while_the_mask_leaves_it() -> None:
+    """The localizer sees the end of a long tumor only."""
+
+    class End(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 40 * (x[:, :1] - 0.95)
+
+    x_s = scan((slice(20, 70), slice(50, 56), slice(10, 13)))
+    x_s[0, 0, 23:70, 50:56, 10:13] = 0.9
+    inferer = FullScanInferer(WINDOW, localizer=End(), localizer_roi_size=(32, 32, 8), margin=(0, 0, 0))
+    out = inferer(x_s, Voxelwise())
+    assert inferer.localized and int((out[:, 0] > 0.5).sum()) == 50 * 6 * 3
+
+
+def test_regions_that_meet_become_one_and_those_that_cost_too_much_are_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inferer = full_scan()
+    inferer(scan(SPOT, (slice(52, 56), slice(50, 56), slice(10, 13))), Voxelwise())
+    assert len(inferer.regions) == 1
+    with caplog.at_level(logging.INFO, logger="scripts.inferer"):
+        whole = inferer(scan((slice(8, 104), slice(4, 100), slice(0, 24))), Voxelwise())
+    assert not inferer.localized and inferer.regions == [(slice(8, 104), slice(4, 100), slice(0, 24))]
+    assert "the whole foreground" in caplog.text
+    assert (whole[0, 0, 8:104, 4:100] > 0.5).all() and (whole[0, 0, :8] == 0).all()
+
+
+def test_without_a_localizer_windows_cover_the_foreground() -> None:
+    x_s = scan(SPOT)
+    inferer = FullScanInferer(WINDOW)
+    out = inferer(x_s, Voxelwise())
+    assert torch.allclose(
+        out[:, :, 8:104, 4:100], CascadeInferer(WINDOW)(x_s, Voxelwise())[:, :, 8:104, 4:100], atol=ATOL
+    )
+
+
+def test_scans_of_a_batch_have_regions_of_their_own() -> None:
+    x_s = torch.cat([scan(SPOT), scan(FAR)])
+    out = full_scan()(x_s, Voxelwise())
+    for i, place in enumerate((SPOT, FAR)):
+        mask = torch.zeros(out.shape[2:], dtype=torch.bool)
+        mask[place] = True
+        assert torch.equal(out[i, 0] > 0.5, mask)
+
+
+def test_the_box_of_the_foreground_passes_over_single_voxels_of_noise() -> None:
+    x_s = scan()
+    x_s[0, 0, 110, 2, 5] = 0.0
+    assert foreground_box(x_s) == (slice(8, 104), slice(4, 100), slice(0, 24))
+    assert foreground_box(torch.full((1, 1, 5, 6, 7), -1.0)) == (slice(0, 5), slice(0, 6), slice(0, 7))
+
+
+def test_joined_boxes_share_no_voxel() -> None:
+    def cube(start: int, stop: int) -> tuple[slice, slice, slice]:
+        return (slice(start, stop),) * 3
+
+    assert join([cube(0, 4), cube(4, 8)]) == [cube(0, 4), cube(4, 8)]
+    assert join([cube(0, 4), cube(6, 9), cube(3, 7)]) == [cube(0, 9)]
+    assert join([]) == []

@@ -84,6 +84,21 @@ def test_a_missing_sibling_is_named(tmp_path: Path, given: str) -> None:
         find_inputs(tmp_path / given, "glioma")
 
 
+def test_a_missing_sibling_is_listed_where_that_is_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p1_{name}.nii.gz" for name in ("T1", "ceT1", "T2")), "p2_ceT1.nii.gz")
+    whole, part = find_inputs(tmp_path, "glioma", keep_incomplete=True)
+    assert "problem" not in whole and (part["case"], part["image"]) == ("p2", [str(tmp_path / "p2_ceT1.nii.gz")])
+    assert str(part["problem"]).startswith(f"case p2 lacks T1, T2 beside {tmp_path / 'p2_ceT1.nii.gz'}")
+    with pytest.raises(FileNotFoundError, match="case p2 lacks"):
+        find_inputs(tmp_path / "p2_ceT1.nii.gz", "glioma", keep_incomplete=True)
+
+
+def test_a_link_to_nothing_is_a_case(tmp_path: Path) -> None:
+    """Its loading fails; passed over, the case would be missed in silence."""
+    (tmp_path / "p1_T2.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    assert find_inputs(tmp_path, "vs") == [entry("p1", tmp_path / "gone.nii.gz")]
+
+
 def test_modalities_of_one_case_in_two_folders_are_not_mixed(tmp_path: Path) -> None:
     """Two patients whose files are called the same must never become one case."""
     touch(tmp_path, "ann/scan_T1.nii.gz", "ann/scan_ceT1.nii.gz", "bob/scan_T2.nii.gz")

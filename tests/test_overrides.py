@@ -50,7 +50,7 @@ MISSPELLED: list[tuple[str, str, str]] = [
         "",
         "configs/evaluate.json has protocol, but this command does not name that file.",
     ),
-    (f"{INFER} --patch_sise '[64,64,16]'", "", "there is no patch_sise; did you mean patch_size?"),
+    (f"{INFER} --patch_sise '[64,64,16]'", "", "there is no patch_sise; did you mean patch_size or"),
     (f"{EVALUATE} --protocl paper_crop", "", "there is no protocl; did you mean protocol?"),
     (f"{TRAIN} --weights#l1_globl 3", "", "there is no weights#l1_globl; did you mean weights#l1_global?"),
     (f"{TRAIN} --wieghts#fine 0", "", "wieghts#fine: there is no wieghts; did you mean weights?"),

@@ -39,6 +39,18 @@ def test_ellipsoid_has_its_volume():
     np.testing.assert_allclose((x, y, z), (1, 2, 3), atol=0.1)
 
 
+@pytest.mark.parametrize(("diameter", "tolerance"), [(6, 0.03), (10, 0.02), (14, 0.02)])
+def test_masks_on_thick_slices_are_not_too_large(diameter, tolerance):
+    """The mean over places; counting half-filled voxels as tumor would add 8 to 19 %."""
+    volumes = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        canvas = Canvas(rng, (48, 48, 16), (0.41, 0.41, 1.5), rng.uniform(-0.7, 0.7, 3), warp=())
+        canvas.paint("vs", ellipsoid((0, 0, 0), (diameter / 2,) * 3))
+        volumes.append(canvas.mask("vs").sum() * 0.41**2 * 1.5)
+    assert np.mean(volumes) == pytest.approx(np.pi / 6 * diameter**3, rel=tolerance)
+
+
 def test_depth_of_shapes_by_hand():
     def depth(shape, *point):
         return float(shape.depth(*(np.array([value], np.float32) for value in point))[0])
@@ -176,7 +188,8 @@ def test_vs_tumor_is_hidden_on_t2_and_bright_on_cet1(seed):
 def test_vs_tumor_grows_with_its_diameter_and_is_one_piece(seed, diameter):
     phantom = make_phantom(seed, task="vs", diameter=diameter, **CANAL)
     sphere = np.pi / 6 * diameter**3
-    assert 0.4 * sphere < volume_of(phantom) < 2 * sphere + 20
+    least = 0.4 if diameter > 3 else 0.25  # 14 voxels of this grid, of which the canal's walls may take some
+    assert least * sphere < volume_of(phantom) < 2 * sphere + 20
     pieces, _ = label(phantom.label, np.ones((3, 3, 3)))
     assert np.bincount(pieces.ravel())[1:].max() > 0.95 * phantom.label.sum()
 

@@ -1,4 +1,4 @@
-"""Tests of scripts.trainer: what a step changes and leaves alone, accumulation, NaN, bf16, dropout, schedule, S_p.
+"""Tests of scripts.trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout, schedule, S_p.
 
 The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, the resume in
 test_checkpoints.py, several processes in test_distributed.py, whole runs by config in test_workflows.py.
@@ -30,6 +30,7 @@ TINY = (4, 4, 8, 8, 8)
 NO_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.0)
 SIZE = (24, 24, 6)  # the smallest patch for a discriminator
 TOLERANCE = 1e-6  # float32, sums in another order
+LAYOUT_RTOL = 1e-4  # float32, other convolution algorithms, through a U-Net
 BFLOAT16_RTOL = 0.1  # bfloat16 has 8 bits of mantissa, and a U-Net has many layers
 GENERATOR_TERMS = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "perceptibility", "coarse"} | {
     "fine",
@@ -40,12 +41,12 @@ GENERATOR_TERMS = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_t
 Batch = dict[str, Any]
 
 
-def make_batch(*present: bool, seed: int = 1, name: str = "case") -> Batch:
+def make_batch(*present: bool, seed: int = 1, name: str = "case", size: tuple[int, int, int] = SIZE) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    y = torch.zeros(len(present), 1, *SIZE)
+    y = torch.zeros(len(present), 1, *size)
     for sample, there in zip(y, present, strict=True):
         sample[:, 6:16, 8:20, 1:5] = float(there)
-    x_s = torch.rand(len(present), 1, *SIZE, generator=generator) * 2 - 1
+    x_s = torch.rand(len(present), 1, *size, generator=generator) * 2 - 1
     cases = [f"{name}-{i}" for i in range(len(present))]
     return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": cases}
 
@@ -113,6 +114,9 @@ class MeanMethod(nn.Module):
     def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
         return outputs["fake"]
 
+    def networks(self) -> list[nn.Module]:
+        return [self.G, self.D]
+
 
 # what one step changes
 
@@ -132,29 +136,30 @@ def test_each_step_gives_gradients_to_its_own_networks_alone() -> None:
     trainer = make_trainer(method, [make_batch(True, False)])
     assert trainer.optimizer_d is not None
     order: list[str] = []
-    gradients: list[Tensor] = []
+    gradients: dict[str, list[Tensor]] = {}
 
-    def at_generator_step(*args: Any) -> None:
-        order.append("G")
-        gradients.extend(p.grad.clone() for p in method.generator_parameters() if p.grad is not None)
-        assert all(p.grad is None for p in method.discriminator_parameters())
-
-    def at_discriminator_step(*args: Any) -> None:
-        order.append("D")
-        now = [p.grad for p in method.generator_parameters() if p.grad is not None]
-        assert all(torch.equal(a, b) for a, b in zip(gradients, now, strict=True))
-        assert all(p.grad is not None for p in method.discriminator_parameters())
+    def note(name: str, parameters: list[nn.Parameter]) -> None:
+        order.append(name)
+        gradients[name] = [p.grad.clone() for p in parameters if p.grad is not None]
 
     def at_generator_losses() -> None:
-        order.append("losses")
+        order.append("losses of G")
         assert not any(p.requires_grad for p in method.discriminator_parameters())
 
+    def at_discriminator_losses(*args: Any) -> dict[str, Tensor]:
+        note("losses of D", method.generator_parameters())
+        assert all(p.grad is None and p.requires_grad for p in method.discriminator_parameters())
+        return losses_of_D(*args)
+
+    losses_of_D, method.discriminator_losses = method.discriminator_losses, at_discriminator_losses  # type: ignore[method-assign]
     trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, at_generator_losses)
-    trainer.optimizer_g.register_step_pre_hook(at_generator_step)
-    trainer.optimizer_d.register_step_pre_hook(at_discriminator_step)
+    trainer.optimizer_g.register_step_pre_hook(lambda *args: note("G", method.generator_parameters()))
+    trainer.optimizer_d.register_step_pre_hook(lambda *args: note("D", method.discriminator_parameters()))
     trainer.run()
-    assert order == ["losses", "G", "D"] and len(gradients) == len(method.generator_parameters())
-    assert all(p.requires_grad for p in method.discriminator_parameters())
+    assert order == ["losses of G", "losses of D", "G", "D"]
+    assert len(gradients["G"]) == len(method.generator_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(gradients["losses of D"], gradients["G"], strict=True))
+    assert len(gradients["D"]) == len(method.discriminator_parameters())
 
 
 def test_discriminators_learn_from_the_fakes_of_the_same_forward_pass() -> None:
@@ -273,13 +278,36 @@ def test_nan_in_a_discriminator_loss_alone_changes_nothing_either() -> None:
     assert equal(before, method.state_dict())
 
 
-# bf16
+def test_an_infinite_gradient_of_a_finite_loss_changes_nothing_either() -> None:
+    class Root(MeanMethod):
+        def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"root": (0 * outputs["fake"]).sum().abs().sqrt()}  # 0, of slope 0 / 0
+
+    method = Root()
+    before = snapshot(method)
+    with pytest.raises(FloatingPointError, match=r"or a gradient is not finite.*'root': 0\.0.*'grad_norm_G': nan"):
+        make_trainer(method, [make_batch(True)]).run()
+    assert equal(before, method.state_dict())
+
+
+def test_nan_in_another_process_stops_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = MeanMethod()
+    before = snapshot(method)
+    monkeypatch.setattr("scripts.trainer.global_mean", lambda values: values * float("nan"))
+    with pytest.raises(FloatingPointError, match="all finite here: look at the other processes"):
+        make_trainer(method, [make_batch(True)]).run()
+    assert equal(before, method.state_dict())
+
+
+# speed: bfloat16, channels-last, fused Adam, compilation
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
     outputs = []
     for amp in (False, True):
-        trainer = make_trainer(make_method(), [make_batch(True, False)], amp=amp, decollate=False)
+        # larger: on a CPU, torch 2.13 leaves bfloat16 gradients of kernel 4 on 2 x 2 x 2 voxels partly unwritten
+        batch = make_batch(True, False, size=(48, 48, 16))
+        trainer = make_trainer(make_method(), [batch], amp=amp, decollate=False)
         trainer.run()
         outputs.append(trainer.state.output)
     exact, rounded = outputs
@@ -289,6 +317,107 @@ def test_bfloat16_stays_close_to_float32() -> None:
         assert rounded[name].dtype == torch.float32, name
         assert float(rounded[name]) == pytest.approx(float(exact[name]), rel=BFLOAT16_RTOL), name
     assert rounded["pred"].dtype == torch.float32
+
+
+def test_channels_last_makes_the_same_step() -> None:
+    """Scalars after one step; the weights' signs of near-zero gradients are Adam's to magnify."""
+    outputs, states = [], []
+    for channels_last in (False, True):
+        method = make_method()
+        trainer = make_trainer(
+            method, [make_batch(True, False)], sgd=1e-4, channels_last=channels_last, decollate=False
+        )
+        trainer.run()
+        wide = [p for p in method.parameters() if p.dim() == 5 and p.shape[1] > 1 and p[0, 0].numel() > 1]
+        last = [p.is_contiguous(memory_format=torch.channels_last_3d) for p in wide]
+        assert wide and (all(last) if channels_last else not any(last))
+        outputs.append(trainer.state.output)
+        states.append(method.state_dict())
+    for name in GENERATOR_TERMS | {"loss_D", "grad_norm_G", "grad_norm_D"}:
+        assert float(outputs[1][name]) == pytest.approx(float(outputs[0][name]), rel=LAYOUT_RTOL), name
+    assert list(states[0]) == list(states[1])
+    assert all(torch.allclose(states[0][name], states[1][name], rtol=0, atol=TOLERANCE) for name in states[0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_state_of_another_layout_steps_the_same(fused: bool) -> None:
+    """As in a resume on a CPU of what a GPU wrote channels-last: each moment stays with its own weight."""
+
+    def after_two_steps(written: bool, resumed: bool) -> dict[str, Tensor]:
+        state: Any = None
+        for channels_last in (written, resumed):
+            torch.manual_seed(0)
+            G = nn.Conv3d(2, 3, 3)
+            optimizer = torch.optim.Adam(G.parameters(), lr=0.1, fused=fused)
+            batch = make_batch(True)
+            MethodTrainer(
+                "cpu", 1, [batch], SegmentationMethod(G), optimizer, channels_last=channels_last, inferer=lambda *a: {}
+            )
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for p in G.parameters():
+                slopes = torch.arange(p.numel(), dtype=torch.float32).reshape(p.shape) - p.numel() / 2
+                p.grad = torch.empty_like(p).copy_(slopes if state is None else slopes.flip(0))
+            optimizer.step()
+            state = copy.deepcopy(optimizer.state_dict())
+        return G.state_dict()
+
+    want = after_two_steps(False, False)
+    for layouts in ((False, True), (True, False)):
+        got = after_two_steps(*layouts)
+        assert all(torch.allclose(got[name], want[name], rtol=0, atol=TOLERANCE) for name in want), layouts
+
+
+def test_fused_adam_makes_the_steps_of_the_plain_one() -> None:
+    states = []
+    for fused in (False, True):
+        method, batch = MeanMethod(), make_batch(True, False)
+        optimizers = [
+            torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.999), fused=fused)
+            for parameters in (method.generator_parameters(), method.discriminator_parameters())
+        ]
+        MethodTrainer("cpu", 3, [batch], method, *optimizers).run()
+        states.append(snapshot(method))
+    assert all(torch.allclose(states[0][name], states[1][name], rtol=0, atol=TOLERANCE) for name in states[0])
+
+
+def test_compiled_networks_make_the_same_steps_under_the_same_keys() -> None:
+    states, compiled = [], {"backend": "aot_eager"}  # the graphs of every backend, without a compiler's minutes
+    for compile in (False, compiled):
+        method = MeanMethod()
+        batches = [make_batch(True, False), make_batch(True, seed=2)]  # the last batch of an epoch may be smaller
+        make_trainer(method, batches, compile=compile).run()
+        states.append(snapshot(method))
+    assert all(network._compiled_call_impl is not None for network in method.networks())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.allclose(states[0][name], states[1][name], rtol=0, atol=TOLERANCE) for name in states[0])
+
+
+def test_every_network_of_a_step_is_compiled() -> None:
+    method = make_method()
+    assert [type(network).__name__ for network in method.networks()] == [
+        "Cascade",
+        "PatchDiscriminator3d",
+        "PatchDiscriminator3d",
+        "UNet2d5",
+    ]
+    parameters = {id(p) for network in method.networks() for p in network.parameters()}
+    assert parameters == {id(p) for p in method.parameters()}
+    assert len(make_method(S_p=None, weights={"perceptibility": 0.0}).networks()) == 3
+    network = UNet2d5(1, 1, features=TINY)
+    assert SegmentationMethod(network).networks() == [network]
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("scripts.trainer.shutil.which", lambda name: None)
+    method = MeanMethod()
+    before = snapshot(method)
+    with caplog.at_level(logging.WARNING, logger="scripts.trainer"):
+        make_trainer(method, [make_batch(True)], compile=True).run()
+    assert caplog.messages == ["training without torch.compile, which needs a C compiler here: slower."]
+    assert not equal(before, method.state_dict())
 
 
 # what a step tells
@@ -307,6 +436,7 @@ def test_output_has_images_and_every_scalar() -> None:
     assert float(output["loss"]) == pytest.approx(sum(float(output[n]) for n in GENERATOR_TERMS), rel=TOLERANCE)
     assert float(output["loss_D"]) == pytest.approx(float(output["D_g"] + output["D_t"]), rel=TOLERANCE)
     assert not any(torch.as_tensor(value).requires_grad for value in output.values())
+    assert all(output[name].device.type == "cpu" and output[name].dim() == 0 for name in named)
     norms = [p.grad.norm() for p in method.generator_parameters() if p.grad is not None]
     assert float(output["grad_norm_G"]) == pytest.approx(float(torch.stack(norms).norm()), rel=TOLERANCE * 10)
 

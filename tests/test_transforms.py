@@ -23,6 +23,7 @@ from scripts.transforms import (
     NameByCased,
     NormalizeForegroundd,
     OrientToWorkingGridd,
+    SamplingClassesd,
     SplitPredictiond,
     ToDisplayRanged,
     foreground,
@@ -377,6 +378,50 @@ def test_crop_after_orientation_comes_back() -> None:
 def test_crop_without_tumor_is_refused() -> None:
     with pytest.raises(ValueError, match="case vs_007 has no tumor to crop around.*full_scan"):
         crop(crop_case([]), (4, 4, 4))
+
+
+# where training looks
+
+
+def sampled(codes: str, tumor: tuple[slice, slice, slice] | None) -> torch.Tensor:
+    """The classes of a head of 12 x 8 x 4 voxels in 20 x 10 x 6, off the middle; axes as in `codes`, given as RAS."""
+    image, label = torch.full((1, 20, 10, 6), -1.0), torch.zeros(1, 20, 10, 6)
+    image[:, 2:14, 1:9, 1:5] = 0.3
+    if tumor is not None:
+        label[(0, *tumor)] = 1
+    order = [codes.index(code) for code in "RAS"]
+    back = [order.index(i) for i in range(3)]
+    affine = np.eye(4)[:, [*back, 3]]
+    image, label = (x.permute(0, *(b + 1 for b in back)) for x in (image, label))
+    data = {"image": MetaTensor(image, affine=affine), "label": MetaTensor(label, affine=affine)}
+    classes = SamplingClassesd("label")(data)["sampling"]
+    assert classes.dtype == torch.uint8 and classes.shape == label.shape
+    return classes.permute(0, *(o + 1 for o in order))[0]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "ASR", "RSA"])  # axial, sagittal, coronal series
+def test_patches_come_from_the_head_the_tumor_and_the_other_side(codes: str) -> None:
+    classes = sampled(codes, (slice(3, 5), slice(4, 6), slice(2, 3)))
+    assert [int((classes == i).sum()) for i in range(4)] == [1200 - 384, 384 - 8, 4, 4]
+    assert (classes[3:5, 4:6, 2] == 3).all()
+    assert (classes[11:13, 4:6, 2] == 2).all()  # the head reaches from 2 to 13: 3 and 4 become 12 and 11
+
+
+def test_a_tumor_across_the_middle_stays_tumor() -> None:
+    classes = sampled("RAS", (slice(6, 9), slice(4, 5), slice(2, 3)))
+    assert (classes[6:9, 4, 2] == 3).all() and classes[9, 4, 2] == 2 and int((classes == 2).sum()) == 1
+
+
+def test_without_tumor_patches_come_from_the_head() -> None:
+    assert set(sampled("RAS", None).unique().tolist()) == {0, 1}
+
+
+def test_the_other_side_outside_of_the_scan_is_passed_over() -> None:
+    image, label = torch.full((1, 10, 4, 4), 0.3), torch.zeros(1, 10, 4, 4)
+    image[:, :4] = -1
+    label[:, 0] = 1  # in air, and its mirror image beyond the last voxel
+    data = {"image": MetaTensor(image), "label": MetaTensor(label)}
+    assert set(SamplingClassesd("label")(data)["sampling"].unique().tolist()) == {0, 1, 3}
 
 
 # what is written

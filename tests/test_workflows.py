@@ -270,6 +270,29 @@ def test_inference_on_a_folder(run_workflow: Run, vs_data: Path, exported: Path,
         assert (folder / f"{case}_overlay.png").stat().st_size > 0
 
 
+def test_inference_of_a_cohort_is_resumed(
+    run_workflow: Run, vs_data: Path, untrained: Path, tmp_path: Path, messages_of: Callable[[BaseException], str]
+) -> None:
+    """By the config itself: a bad scan fails alone, the others' results stay while the settings are the same."""
+    (tmp_path / "in").mkdir()
+    for entry in load_datalist(vs_data / "datalist.json", "testing"):
+        shutil.copy(entry["image"][0], tmp_path / "in")
+    (tmp_path / "in" / "bad_T2.nii.gz").write_bytes(b"no scan")
+    given = scans(tmp_path / "in", tmp_path / "out", untrained)
+    before: dict[Path, int] = {}
+    for settings, kept in (({}, None), ({"resume": True}, True), ({"resume": True, "overlap": 0.5}, False)):
+        with pytest.raises(Exception) as raised:
+            run_workflow(INFER, {**given, **settings}, kind="infer")
+        assert "1 of 3 cases failed" in messages_of(raised.value)
+        assert list(pd.read_csv(tmp_path / "out" / "failed.csv")["case"]) == ["bad"]
+        masks = sorted((tmp_path / "out").rglob("*_pred.nii.gz"))
+        assert len(masks) == len(pd.read_csv(tmp_path / "out" / "volumes.csv")) == 2
+        written = {path: path.stat().st_mtime_ns for path in masks}
+        if kept is not None:
+            assert all((written[path] == before[path]) is kept for path in masks)
+        before = written
+
+
 def test_inference_agrees_in_three_orientations(
     run_workflow: Run, vs_data: Path, untrained: Path, tmp_path: Path
 ) -> None:
@@ -527,6 +550,22 @@ def test_command_line_infers_from_the_bundles_root(
     case = scan.name.removesuffix("_T2.nii.gz")
     assert f"{case}: " in done.stdout and "mm3" in done.stdout
     assert nib.load(tmp_path / "out" / case / f"{case}_pred.nii.gz").shape == nib.load(scan).shape
+
+
+@pytest.mark.slow
+def test_torchrun_divides_a_cohort(bundle_root: Path, vs_data: Path, untrained: Path, tmp_path: Path) -> None:
+    done = process(
+        *("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"),
+        *("--config_file", "['configs/inference.json','configs/debug.yaml']", "--dataset_dir", str(vs_data)),
+        *("--output_dir", str(tmp_path / "out"), "--checkpoint_path", str(untrained)),
+        cwd=bundle_root,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_csv(tmp_path / "out" / "volumes.csv")
+    cases = sorted(path.name.removesuffix("_T2.nii.gz") for path in vs_data.rglob("*_T2.nii.gz"))
+    assert list(table["case"]) == cases
+    assert all(done.stdout.count(f"{case}: ") == 1 for case in cases)
+    assert done.stdout.count("this process: ") == 2
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ draws by itself (`figures.py`).
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import time
@@ -20,6 +19,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
+from scripts.cohort import Cohort
 from scripts.data.wholefile import whole_file
 from scripts.figures import case_figure, overlay_figure, read_volume
 from scripts.losses import refine
@@ -30,7 +30,6 @@ from scripts.trainer import load_weights
 logger = logging.getLogger(__name__)
 
 THRESHOLD = 0.5
-VOLUME_COLUMNS = ("case", "volume_mm3", "voxels", "seconds", "pred", "synthetic", "error")
 
 
 class _CaseHandler:
@@ -145,18 +144,14 @@ class EvaluationHandler(_CaseHandler):
 
 
 class InferenceHandler(_CaseHandler):
-    """Writes volumes.csv (mm3 per case) and an overlay picture per case beside the saved masks.
+    """Draws an overlay picture beside each case's saved mask, then records its volume: the case is complete.
 
     Args:
-        output_dir: where to write volumes.csv; the pictures go beside each case's mask.
+        cohort: the evaluator's loader, which keeps the records and writes volumes.csv (mm3 per case).
     """
 
-    def __init__(self, output_dir: str) -> None:
-        self.output_dir = Path(output_dir)
-        self.rows: list[dict[str, Any]] = []
-
-    def started(self, engine: Engine) -> None:
-        self.rows = []
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
 
     def case(self, engine: Engine, batch: Mapping[str, Any], output: Mapping[str, Any], seconds: float) -> None:
         pred = Path(str(_saved(output, "pred")))
@@ -164,26 +159,20 @@ class InferenceHandler(_CaseHandler):
         mask = _array(output["pred"])
         voxels = int(mask.sum())
         volume = voxels * float(np.prod(_spacing(output["pred"])))
-        files = {key: _saved(output, key) for key in ("pred", "synthetic", "error")}
-        self.rows.append(
-            {"case": name, "volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}", **files}
-        )
+        files = {key: Path(file) for key in ("pred", "synthetic", "error") if (file := _saved(output, key))}
         files_image = batch["files_image"]
         source, spacing = read_volume(files_image if isinstance(files_image, str) else files_image[-1])
-        error = read_volume(files["error"])[0] if files["error"] else None
+        files["overlay"] = pred.parent / f"{name}_overlay.png"
         overlay_figure(
-            pred.parent / f"{name}_overlay.png",
+            files["overlay"],
             source=source,
             prediction=read_volume(pred)[0],
-            error=error,
+            error=read_volume(files["error"])[0] if "error" in files else None,
             spacing=spacing,
             title=f"{name}: {volume:.0f} mm3" if voxels else f"{name}: no tumor found",
         )
-        with (self.output_dir / "volumes.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, VOLUME_COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        logger.info("%s: %s, %.1f s", name, f"{volume:.1f} mm3" if voxels else "no tumor found", seconds)
+        volumes = {"volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}"}
+        self.cohort.done(volumes, files=files)
 
 
 class WeightsLoader:

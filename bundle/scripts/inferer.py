@@ -1,19 +1,35 @@
-"""Inference on whole volumes: sliding windows of the training patch's size over a segmentor or the cascade.
+"""Inference on whole volumes: sliding windows over a segmentor or the cascade, everywhere or where a tumor may be.
 
-No truth is seen here. Loading, resampling and saving go to the configs' pre- and postprocessing.
+No truth is seen here. Loading, resampling and saving go to the configs' pre- and postprocessing, where a forward pass
+runs to `engine.py`.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
+from monai.utils import convert_to_dst_type
+from scipy import ndimage
 from torch import Tensor, nn
 
-from scripts.networks.tissnet import Cascade
+from scripts.engine import Engine
+from scripts.outputs import CascadeOutput, MaskOutput
+from scripts.trainer import load_weights
 from scripts.transforms import BACKGROUND
+
+logger = logging.getLogger(__name__)
+
+FOREGROUND_SHARE = 0.001  # a plane with less of it is air with noise
+THRESHOLD = 0.5
+
+Box = tuple[slice, slice, slice]
 
 
 class SegmentationInferer(SlidingWindowInferer):
@@ -23,20 +39,35 @@ class SegmentationInferer(SlidingWindowInferer):
         roi_size: window in voxels x, y, z; the training patch's (instance norm depends on it).
         sw_batch_size: windows per forward pass.
         overlap: fraction of a window shared with the next.
-        amp: bfloat16 autocast.
+        engine: "torch", "openvino" or "auto", see `Engine`.
+        precision: "float32", "bfloat16" or "auto", see `Engine`.
+        compile: see `Engine`.
+        flips: test-time augmentation, each a list of axes (0, 1, 2) along which every window is flipped too, as in
+            [[0], [1], [0, 1]]; results are averaged with those of the window as it is.
+        ensemble: further weights of the same network, state dicts; results are averaged over all.
         progress: whether to show a bar over the windows.
 
     Shapes:
         inputs (B, C, X, Y, Z) in [-1, 1]; returns (B, 1, X, Y, Z) in [0, 1], float32.
+
+    Raises:
+        ValueError: NaN or infinite inputs, flips along no axis, weights of another network.
+        FileNotFoundError: weights of the ensemble that do not exist.
     """
+
+    output: type[nn.Module] = MaskOutput
 
     def __init__(
         self,
         roi_size: Sequence[int],
         *,
         sw_batch_size: int = 1,
-        overlap: float = 0.5,
-        amp: bool = False,
+        overlap: float = 0.25,
+        engine: str = "torch",
+        precision: str = "auto",
+        compile: bool = False,
+        flips: Sequence[Sequence[int]] = (),
+        ensemble: Sequence[str] = (),
         progress: bool = False,
     ) -> None:
         super().__init__(
@@ -48,21 +79,41 @@ class SegmentationInferer(SlidingWindowInferer):
             cval=BACKGROUND,
             progress=progress,
         )
-        self.amp = amp
+        wrong = [axes for axes in flips if not axes or not set(axes) <= {0, 1, 2}]
+        if wrong:
+            raise ValueError(f"flips {wrong}: expected lists of the axes 0, 1, 2, as in [[0], [1], [0, 1]].")
+        self.size = tuple(roi_size)
+        self.engine = Engine(engine, precision=precision, compile=compile)
+        self.flips = [list(axes) for axes in flips]
+        self.ensemble = [ensemble] if isinstance(ensemble, str) else list(ensemble)
+        self._modules: dict[int, list[nn.Module]] = {}  # by network
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> Tensor:
         if not torch.isfinite(inputs).all():
             raise ValueError("the network's input has NaN or infinite voxels: expected normalized values in [-1, 1].")
+        if id(network) not in self._modules:
+            self._modules[id(network)] = [self.output(n).eval() for n in (network, *self._others(network))]
+        plain = torch.as_tensor(inputs).as_subclass(Tensor)
+        prediction = self.predict(plain, self._modules[id(network)])
+        return convert_to_dst_type(prediction, inputs, dtype=torch.float32)[0]  # with the metadata, for Invertd
 
-        def window(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.amp):
-                return self.window(x, network)
+    def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
+        """Computes the blended windows of a whole volume."""
+        return super().__call__(inputs, lambda x: self.window(x, modules))  # type: ignore[return-value]
 
-        return super().__call__(inputs, window, *args, **kwargs)  # type: ignore[return-value]
+    def window(self, x: Tensor, modules: list[nn.Module]) -> Tensor:
+        """Computes one batch of windows, (B, C, x, y, z) to (B, channels, x, y, z): the mean over weights and flips."""
+        results = []
+        for axes in ([], *self.flips):
+            dims = [axis + 2 for axis in axes]
+            flipped = torch.flip(x, dims)
+            results += [torch.flip(self.engine(module, flipped), dims) for module in modules]
+        return torch.stack(results).mean(0) if len(results) > 1 else results[0]
 
-    def window(self, x: Tensor, network: nn.Module) -> Tensor:
-        """Computes one batch of windows: (B, C, x, y, z) to (B, channels, x, y, z), float32."""
-        return torch.sigmoid(network(x).float())
+    def _others(self, network: nn.Module) -> list[nn.Module]:
+        return [load_weights(copy.deepcopy(network), path=path) for path in self.ensemble]
 
 
 class CascadeInferer(SegmentationInferer):
@@ -76,9 +127,11 @@ class CascadeInferer(SegmentationInferer):
         and x_t_syn in [-1, 1]); with a perceptor a fifth channel, S_p(x_t_syn).
     """
 
+    output = CascadeOutput
+
     def __init__(self, roi_size: Sequence[int], *, perceptor: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(roi_size, **kwargs)
-        self.perceptor = SegmentationInferer(roi_size, **kwargs) if perceptor is not None else None
+        self.perceptor = SegmentationInferer(roi_size, **kwargs | {"ensemble": ()}) if perceptor is not None else None
         self.S_p = perceptor
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -88,7 +141,158 @@ class CascadeInferer(SegmentationInferer):
         S_p = self.S_p.to(prediction.device).eval()
         return torch.cat([prediction, self.perceptor(prediction[:, 1:2], S_p)], dim=1)
 
-    def window(self, x: Tensor, network: nn.Module) -> Tensor:
-        outputs = Cascade(network)(x)  # type: ignore[arg-type]
-        masks = {name: torch.sigmoid(outputs[f"{name}_logits"].float()) for name in ("y_f", "y_c", "y_e")}
-        return torch.cat([masks["y_f"], outputs["x_t_syn"].float(), masks["y_c"], masks["y_e"]], dim=1)
+
+class FullScanInferer(CascadeInferer):
+    """Localizes, then refines: the cascade at full resolution only in regions where a tumor may be.
+
+    1. The box of the foreground: air is not looked at. 2. The localizer's map of the box. 3. A region for every place
+    above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a margin
+    and at least a window large, joined where they meet. 4. The cascade's windows in each region, which grows while a mask
+    leaves it. Without a localizer, or where the regions would cost as much, the cascade's windows cover the whole box.
+
+    Outside of the regions y_f, y_c and y_e are 0 and x_t_syn is background.
+
+    Args: as `CascadeInferer`, and
+        localizer: the trained `Localizer`, None for windows everywhere.
+        localizer_roi_size: its window, voxels x, y, z of the scan; the patch that it was trained on.
+        localizer_threshold: its probability from which a place is looked at.
+        most_places: how many places are looked at, those of the highest probability.
+        margin: voxels x, y, z around such a place.
+
+    Attributes:
+        regions: where the cascade looked in the last scan; the foreground's box if it was not localized.
+        localized: whether the last scan's regions came from the localizer.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        *,
+        localizer: nn.Module | None = None,
+        localizer_roi_size: Sequence[int] = (128, 128, 16),
+        localizer_threshold: float = 0.1,
+        most_places: int = 10,
+        margin: Sequence[int] = (8, 8, 2),
+        perceptor: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(roi_size, perceptor=perceptor, **kwargs)
+        self.localizer = localizer
+        self.localize = SegmentationInferer(localizer_roi_size, **kwargs | {"ensemble": (), "flips": ()})
+        self.localizer_threshold = localizer_threshold
+        self.most_places = most_places
+        self.margin = tuple(margin)
+        self.regions: list[Box] = []
+        self.localized = False
+
+    def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
+        return torch.cat([self._scan(scan[None], modules) for scan in inputs])
+
+    def _scan(self, x_s: Tensor, modules: list[nn.Module]) -> Tensor:
+        box = foreground_box(x_s)
+        most = self.windows(box)
+        found = self._refined(x_s, modules, self._candidates(x_s, box), most) if self.localizer and most > 1 else None
+        self.localized = found is not None
+        predictions = found or [(box, super().predict(x_s[(..., *box)], modules))]
+        self.regions = [region for region, _ in predictions]
+        result = torch.zeros(1, 4, *x_s.shape[2:], device=x_s.device)
+        result[:, 1] = BACKGROUND
+        for region, prediction in predictions:
+            before = result[(..., *region)]
+            result[(..., *region)] = torch.where(prediction[:, :1] >= before[:, :1], prediction, before)
+        where = f"{len(self.regions)} region(s) of the scan" if self.localized else "the whole foreground"
+        logger.info("looked at %s: %d windows of %d", where, sum(map(self.windows, self.regions)), most)
+        return result
+
+    def _candidates(self, x_s: Tensor, box: Box) -> list[Box]:
+        """The regions to look at, by the localizer."""
+        assert self.localizer is not None
+        localizer = self.localizer.to(x_s.device)
+        found = self.localize(x_s[(..., *box)], localizer)[0, 0].cpu().numpy()
+        places = ndimage.find_objects(ndimage.label(found > self.localizer_threshold)[0])
+        if not places:
+            peak = np.unravel_index(int(found.argmax()), found.shape)
+            places = [tuple(slice(int(i), int(i) + 1) for i in peak)]
+        places = sorted(places, key=lambda place: -found[place].max())[: self.most_places]
+        return join([self._around(_moved(place, box), x_s.shape[2:]) for place in places])
+
+    def _refined(
+        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], most: int
+    ) -> list[tuple[Box, Tensor]] | None:
+        """The cascade in regions that grow while a mask leaves them; None where they cost as much as `most` windows."""
+        results, cost = [], sum(map(self.windows, regions))
+        for region in regions:
+            grown: Box | None = region
+            while grown is not None:
+                region = grown
+                if cost >= most:
+                    return None
+                prediction = super().predict(x_s[(..., *region)], modules)
+                grown = self._grown(region, prediction[0, 0] > THRESHOLD, x_s.shape[2:])
+                cost += self.windows(grown) if grown else 0
+            results.append((region, prediction))
+        return results
+
+    def _around(self, place: Box, shape: Sequence[int]) -> Box:
+        """A place with its margin, at least a window large, inside the scan."""
+        sides = []
+        for side, margin, window, n in zip(place, self.margin, self.size, shape, strict=True):
+            length = max(side.stop - side.start + 2 * margin, window)
+            start = min(max((side.start + side.stop - length) // 2, 0), max(n - length, 0))
+            sides.append(slice(start, min(start + length, n)))
+        return sides[0], sides[1], sides[2]
+
+    def _grown(self, region: Box, mask: Tensor, shape: Sequence[int]) -> Box | None:
+        """The region, half a window longer on the sides where the mask leaves it inside the scan; None if on none."""
+        sides = []
+        for axis, (side, window, n) in enumerate(zip(region, self.size, shape, strict=True)):
+            first = bool(mask.select(axis, 0).any()) * (window // 2)
+            last = bool(mask.select(axis, -1).any()) * (window // 2)
+            sides.append(slice(max(side.start - first, 0), min(side.stop + last, n)))
+        return None if tuple(sides) == region else (sides[0], sides[1], sides[2])
+
+    def windows(self, region: Box) -> int:
+        """How many windows cover a region."""
+        counts = []
+        for side, window in zip(region, self.size, strict=True):
+            step = max(int(window * (1 - self.overlap)), 1)  # type: ignore[operator]
+            counts.append(1 + max(math.ceil((side.stop - side.start - window) / step), 0))
+        return math.prod(counts)
+
+
+def foreground_box(x_s: Tensor) -> Box:
+    """Computes the box of a scan (1, C, X, Y, Z) that holds its foreground; all of it where there is none."""
+    inside = (x_s[0] > BACKGROUND).any(0)
+    sides = []
+    for axis in range(3):
+        planes = inside.float().mean([i for i in range(3) if i != axis]) > FOREGROUND_SHARE
+        where = torch.nonzero(planes)
+        sides.append(slice(int(where.min()), int(where.max()) + 1) if len(where) else slice(0, len(planes)))
+    return sides[0], sides[1], sides[2]
+
+
+def join(boxes: Sequence[Box]) -> list[Box]:
+    """Joins boxes that share voxels into the box around them, until none do."""
+    joined: list[Box] = []
+    for box in boxes:
+        meeting = [other for other in joined if _meet(box, other)]
+        while meeting:
+            joined = [other for other in joined if other not in meeting]
+            sides = [
+                slice(min(b[i].start for b in (box, *meeting)), max(b[i].stop for b in (box, *meeting)))
+                for i in range(3)
+            ]
+            box = (sides[0], sides[1], sides[2])
+            meeting = [other for other in joined if _meet(box, other)]
+        joined.append(box)
+    return joined
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return all(x.start < y.stop and y.start < x.stop for x, y in zip(a, b, strict=True))
+
+
+def _moved(place: Sequence[slice], box: Box) -> Box:
+    """A place inside a box, in the coordinates of the box's own volume."""
+    sides = [slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, box, strict=True)]
+    return sides[0], sides[1], sides[2]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +24,7 @@ from scripts.distributed import average_gradients, global_mean, share_weights
 
 logger = logging.getLogger(__name__)
 
+TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that Triton writes code for
 TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
 
 
@@ -32,6 +36,8 @@ class Method(Protocol):
     def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def logits(self, outputs: Mapping[str, Tensor]) -> Tensor: ...
+    def networks(self) -> list[nn.Module]: ...
+    def to(self, *, memory_format: torch.memory_format) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
@@ -50,6 +56,10 @@ class MethodTrainer(Trainer):
         optimizer_d: of the discriminator step, None where there is no adversary.
         inferer: how the method is called, MONAI's SimpleInferer.
         amp: bfloat16 autocast of the forward passes; losses stay in float32.
+        channels_last: keep weights and batches with the channels innermost, as a GPU's convolutions want them.
+        compile: `torch.compile` of the method's networks, in place: the keys of their state dicts stay. A mapping is
+            passed on to it, such as {"mode": "reduce-overhead"}. Where Triton or a compiler is missing, a warning
+            says so and the training goes on without.
         accumulation_steps: batches per optimizer step.
         seed: of dropout. Every iteration starts its random numbers anew, by (seed, iteration, process), so that a
             resumed run draws what an uninterrupted one does.
@@ -60,12 +70,16 @@ class MethodTrainer(Trainer):
     and losses that sum over all batches, every process makes the step of one process with the whole batch.
     DistributedDataParallel would not do: the discriminators run three times per step, once without gradients.
 
+    A GPU is waited for once per step: losses, gradient norms and which gradients are 0 come over in one copy, after
+    both backward passes and before any step is made.
+
     `engine.state.output` holds image, label, pred (the mask's probability), loss (their sum) and every term by name,
-    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step. In several
-    processes the losses are means over them.
+    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step: scalars on
+    the CPU, in several processes means over them.
 
     Raises:
-        FloatingPointError: a loss is NaN or infinite; names the term, the epoch and the cases. Nothing was stepped.
+        FloatingPointError: a loss or a gradient is NaN or infinite, in any process; names the term, the epoch and the
+            cases. Nothing was stepped.
     """
 
     def __init__(
@@ -79,6 +93,8 @@ class MethodTrainer(Trainer):
         *,
         inferer: Callable | None = None,
         amp: bool = False,
+        channels_last: bool = False,
+        compile: bool | Mapping[str, Any] = False,
         accumulation_steps: int = 1,
         seed: int = 0,
         epoch_length: int | None = None,
@@ -108,8 +124,15 @@ class MethodTrainer(Trainer):
         self.optimizer_d = optimizer_d
         self.inferer: Callable = inferer or SimpleInferer()
         self.bfloat16 = amp
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.accumulation_steps = accumulation_steps
         self.seed = seed
+        self.method.to(memory_format=self.memory_format)
+        for optimizer in (optimizer_g, optimizer_d):
+            if optimizer is not None:
+                optimizer.register_load_state_dict_post_hook(_match_layout)
+        if compile:
+            _compile(self.method.networks(), torch.device(device), **({} if compile is True else compile))
         self.add_event_handler(Events.STARTED, lambda engine: share_weights(engine.method))
 
     @property
@@ -118,7 +141,10 @@ class MethodTrainer(Trainer):
         return self._accumulation()[1]
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        batch = {key: batchdata[key].to(self.state.device, non_blocking=True) for key in TENSORS}
+        batch = {
+            key: batchdata[key].to(self.state.device, non_blocking=True, memory_format=self.memory_format)
+            for key in TENSORS
+        }
         cases = batchdata.get("case", [])
         first, last, share = self._accumulation()
         torch.manual_seed(_iteration_seed(self.seed, self.state.iteration, self.state.rank))
@@ -130,46 +156,50 @@ class MethodTrainer(Trainer):
             if self.optimizer_d is not None:
                 self.optimizer_d.zero_grad(set_to_none=True)
 
-        # the step of {G, S}, eq. 10: the discriminators judge, but do not learn
+        # the losses of {G, S}, eq. 10: the discriminators judge, but do not learn
         _requires_grad(discriminators, False)
         with self._autocast():
             outputs = self.inferer(batch, self.method)
             engine.fire_event(IterationEvents.FORWARD_COMPLETED)
             losses_g = self.method.generator_losses(batch, outputs)
-        loss_g = self._total(losses_g, cases)
+        scalars = {Keys.LOSS: _total(losses_g)} | losses_g
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        (loss_g * share).backward()
-        scalars = {Keys.LOSS: loss_g.detach()} | {name: value.detach() for name, value in losses_g.items()}
+        (scalars[Keys.LOSS] * share).backward()
         _requires_grad(discriminators, True)
 
-        # the losses of {D_g, D_t}, eq. 11, on the fakes of the same forward pass; nothing steps before all are finite
+        # the losses of {D_g, D_t}, eq. 11, on the fakes of the same forward pass
         losses_d: dict[str, Tensor] = {}
         if self.optimizer_d is not None:
             with self._autocast():
                 losses_d = self.method.discriminator_losses(batch, outputs)
-        loss_d = self._total(losses_d, cases) if losses_d else None
+        if losses_d:
+            scalars |= losses_d | {"loss_D": _total(losses_d)}
+            (scalars["loss_D"] * share).backward()
+
+        # the gradients of the whole step, over all processes
+        largest = torch.zeros(0, device=self.state.device)
         if last:
             average_gradients(self.method.generator_parameters())
             scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
-            self.optimizer_g.step()
-
-        # the step of {D_g, D_t}
-        if self.optimizer_d is not None and loss_d is not None:
-            (loss_d * share).backward()
-            scalars |= {name: value.detach() for name, value in losses_d.items()}
-            scalars["loss_D"] = loss_d.detach()
-            if last:
-                average_gradients(discriminators)
-                scalars["grad_norm_D"] = _grad_norm(discriminators)
-                _drop_zero_gradients(discriminators)
-                self.optimizer_d.step()
+        if last and losses_d:
+            average_gradients(discriminators)
+            scalars["grad_norm_D"] = _grad_norm(discriminators)
+            largest = _largest_gradients(discriminators)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+        # the steps of {G, S} and of {D_g, D_t}, once everything is known to be finite: the only wait for the device
+        values, largest = self._look(scalars, largest, cases)
+        if last:
+            self.optimizer_g.step()
+        if last and losses_d and self.optimizer_d is not None:
+            _drop_zero_gradients(discriminators, largest)
+            self.optimizer_d.step()
 
         engine.state.output = {
             Keys.IMAGE: batch[Keys.IMAGE],
             Keys.LABEL: batch[Keys.LABEL],
             Keys.PRED: torch.sigmoid(self.method.logits(outputs).detach().float()),
-            **dict(zip(scalars, global_mean(torch.stack([value.float() for value in scalars.values()])), strict=True)),
+            **values,
         }
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
@@ -185,18 +215,28 @@ class MethodTrainer(Trainer):
         end = min(start + self.accumulation_steps, length)
         return i == start, i + 1 == end, 1 / (end - start)
 
-    def _total(self, losses: Mapping[str, Tensor], cases: Sequence[str]) -> Tensor:
-        if not losses:
-            raise ValueError("every loss weight is 0: nothing to train; set at least one of the weights above 0.")
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        if not torch.isfinite(total):
-            values = {name: float(value.detach()) for name, value in losses.items()}
+    def _look(
+        self, scalars: Mapping[str, Tensor], largest: Tensor, cases: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Fetches the scalars, means over all processes, and `largest`, in one copy; refuses what is not finite."""
+        own = torch.stack([value.detach().float() for value in scalars.values()])
+        means = global_mean(own)
+        own, means, largest = torch.cat([own, means, largest]).cpu().split([len(own), len(means), len(largest)])
+        if not torch.isfinite(means).all():
+            where = "" if not torch.isfinite(own).all() else " (all finite here: look at the other processes' messages)"
             raise FloatingPointError(
-                f"a loss is not finite in epoch {self.state.epoch}, iteration {self.state.iteration}, "
-                f"case(s) {', '.join(cases) or 'unnamed'}: {values}. No weight was changed by this batch. "
-                "Look at these cases' images; if they are sound, lower the learning rate or train without amp."
+                f"a loss or a gradient is not finite in epoch {self.state.epoch}, iteration {self.state.iteration}, "
+                f"case(s) {', '.join(cases) or 'unnamed'}: {dict(zip(scalars, own.tolist(), strict=True))}{where}. "
+                "No weight was changed by this batch. Look at these cases' images; if they are sound, lower the "
+                "learning rate or train without amp."
             )
-        return total
+        return dict(zip(scalars, means, strict=True)), largest
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    if not losses:
+        raise ValueError("every loss weight is 0: nothing to train; set at least one of the weights above 0.")
+    return torch.stack([value.float() for value in losses.values()]).sum()
 
 
 def _iteration_seed(*numbers: int) -> int:
@@ -212,14 +252,49 @@ def _grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _drop_zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Lets a discriminator that judged nothing (D_t, no tumor) make no step, where Adam's momentum would move it."""
-    learning = [(p, p.grad) for p in parameters if p.grad is not None]
-    if learning:
-        largest = torch.stack([grad.abs().max() for _, grad in learning]).tolist()
-        for (parameter, _), value in zip(learning, largest, strict=True):
-            if value == 0:
-                parameter.grad = None
+def _largest_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(p.grad, float("inf")) for p in parameters if p.grad is not None])
+
+
+def _drop_zero_gradients(parameters: Iterable[nn.Parameter], largest: Tensor) -> None:
+    """Lets a discriminator that judged nothing (D_t, no tumor) make no step, where Adam's momentum would move it.
+
+    Args:
+        parameters: as for `_largest_gradients`.
+        largest: what that computed.
+    """
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    for parameter, value in zip(learning, largest.tolist(), strict=True):
+        if value == 0:
+            parameter.grad = None
+
+
+def _match_layout(optimizer: Optimizer) -> None:
+    """Gives a loaded state the memory layout of its parameters.
+
+    Fused Adam on a CPU walks through both as they lie in memory: a state written by a channels-last run would be
+    applied to the wrong weights of another.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _compile(networks: Iterable[nn.Module], device: torch.device, **options: Any) -> None:
+    """Compiles the networks' forward passes in place, where what the compiler needs is there; else warns."""
+    missing = []
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing.append("Triton")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+        missing.append("a GPU of compute capability 7.0 or more")
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
+        missing.append("a C compiler")
+    if missing and options.get("backend", "inductor") == "inductor":
+        logger.warning("training without torch.compile, which needs %s here: slower.", " and ".join(missing))
+        return
+    for network in networks:
+        network.compile(**{"dynamic": False} | options)
 
 
 def scalars(output: Any) -> dict[str, float]:

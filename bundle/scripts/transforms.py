@@ -260,6 +260,45 @@ class NormalizeForegroundd(MapTransform):
         return torch.where(inside, scaled, BACKGROUND)
 
 
+class SamplingClassesd(MapTransform):
+    """Computes where patches for training are to be centered: `sampling`, a map of classes over the whole scan.
+
+    0 air, 1 head, 2 the place of the tumor on the head's other side, 3 tumor. Healthy anatomy like the tumor's own is
+    rare in a whole scan (the other auditory canal), and there false positives are. For MONAI's `ClassesToIndicesd` and
+    `RandCropByLabelClassesd`. Where the tumor crosses the middle, tumor wins.
+
+    Args:
+        keys: the mask, (1, X, Y, Z) in {0, 1}, a MetaTensor.
+        image_key: the normalized scan on the same grid, air -1 (`NormalizeForegroundd`).
+        allow_missing_keys: whether a missing key is passed over.
+    """
+
+    NAME = "sampling"
+
+    def __init__(self, keys: KeysCollection, *, image_key: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            tumor = torch.as_tensor(d[key]).as_subclass(torch.Tensor)[0] > 0
+            head = (torch.as_tensor(d[self.image_key]).as_subclass(torch.Tensor) > BACKGROUND).any(0)
+            classes = head.to(torch.uint8)
+            axis = int(np.flatnonzero(io_orientation(d[key].affine.cpu().numpy())[:, 0] == 0)[0])  # left to right
+            width = head.shape[axis]
+            profile = head.sum([i for i in range(3) if i != axis]).double()
+            middle = float((profile * torch.arange(width)).sum() / profile.sum().clamp(min=1))
+            where = torch.nonzero(tumor)
+            where[:, axis] = (2 * middle - where[:, axis]).round().long()
+            where = where[(where[:, axis] >= 0) & (where[:, axis] < width)]
+            classes[tuple(where.T)] = 2
+            classes[~head] = 0
+            classes[tumor] = 3
+            d[self.NAME] = classes[None]
+        return d
+
+
 class NameByCased(MapTransform):
     """Writes the case's id where MONAI's writers take the file name from: outputs become <case>/<case>_pred.nii.gz.
 

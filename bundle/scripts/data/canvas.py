@@ -19,6 +19,7 @@ Array = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
 _LATTICE_MM = 132.0  # Random fields are defined on -this..this mm, whatever the grid, so that grids show the same head.
+_THICK_MM = 1.2  # Image slices from here on are painted as several.
 _SLAB_VOXELS = 600_000  # Shapes are evaluated in slabs that fit into the processor's cache.
 
 
@@ -147,7 +148,8 @@ class Canvas:
         center: of the grid, mm.
         turn: of the head, degrees about X, Y, Z.
         warp: (correlation length, amplitude), both mm, of the random displacements; their sum warps the head.
-        sub: slices to paint per image slice; default so that they are about 0.75 mm thick, at most 4.
+        sub: slices to paint per image slice, an odd number, so that none of an image's voxels is half full; default 3,
+            and 1 where the image's slices are thinner than 1.2 mm.
 
     Attributes:
         tissue: uint8 (X, Y, Z * sub), ids of `mri.ID`; starts as air.
@@ -167,7 +169,7 @@ class Canvas:
         sub: int | None = None,
     ) -> None:
         self.rng, self.spacing = rng, np.asarray(spacing, dtype=float)
-        self.sub = sub or int(np.clip(round(spacing[2] / 0.75), 1, 4))
+        self.sub = sub or (3 if spacing[2] >= _THICK_MM else 1)
         self.tissue = np.zeros((shape[0], shape[1], shape[2] * self.sub), dtype=np.uint8)
         self.affine = np.diag([*self.spacing, 1.0])
         self.affine[:3, 3] = np.asarray(center) - (np.asarray(shape) - 1) / 2 * self.spacing

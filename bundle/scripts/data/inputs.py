@@ -14,7 +14,7 @@ MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 NOT_INPUTS = ("label", "seg", "pred", "synthetic", "error", "coarse")
 
 
-def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
+def find_inputs(path: str | Path, task: str, *, keep_incomplete: bool = False) -> list[dict[str, object]]:
     """Lists the cases below a folder, or the one case that a file belongs to.
 
     `<case>_<modality>.nii.gz` (modality T1, ceT1, T2, FLAIR) names a modality of a case; all source modalities of the
@@ -25,12 +25,13 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
     Args:
         path: a NIfTI file or a folder, searched with all its subfolders.
         task: a name in `datalist.TASKS`.
+        keep_incomplete: list a case that lacks a modality too, its "problem" said in its entry, unless all do.
 
     Returns:
         entries {"case": id, "image": [absolute paths in the task's order]}, sorted by case.
 
     Raises:
-        FileNotFoundError: nothing there, or a case lacks a modality.
+        FileNotFoundError: nothing there, or a case lacks a modality (with `keep_incomplete` every case).
         ValueError: unknown task; two files for one modality of a case; a case in two folders; a file of a modality that
             is no source.
     """
@@ -46,7 +47,7 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
             raise ValueError(f"{path} is named as {modality}, but task {task} starts from {', '.join(sources)}.")
         files = [path] if modality is None else [p for p in sorted(path.parent.iterdir()) if split_name(p)[0] == case]
     else:
-        below = (p for p in sorted(path.rglob("*")) if p.is_file())
+        below = (p for p in sorted(path.rglob("*")) if not p.is_dir())  # links to nothing stay: loading tells
         files = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
 
     cases: dict[str, dict[str, Path]] = {}
@@ -70,17 +71,20 @@ def find_inputs(path: str | Path, task: str) -> list[dict[str, object]]:
             known[modality] = file
     if not cases:
         raise FileNotFoundError(f"no case for task {task} in {path}: expected {_pattern(sources)}.")
-    for case, found in cases.items():
-        missing = [modality for modality in sources if modality not in found]
-        if missing:
-            raise FileNotFoundError(
+    entries: list[dict[str, object]] = []
+    problems = []
+    for case, found in sorted(cases.items()):
+        image = [str(found[modality].resolve()) for modality in sources if modality in found]
+        entries.append({"case": case, "image": image})
+        if missing := [modality for modality in sources if modality not in found]:
+            problems.append(
                 f"case {case} lacks {', '.join(missing)} beside {next(iter(found.values()))}: task {task} needs "
                 f"{_pattern(sources)}."
             )
-    return [
-        {"case": case, "image": [str(cases[case][modality].resolve()) for modality in sources]}
-        for case in sorted(cases)
-    ]
+            entries[-1]["problem"] = problems[-1]
+    if problems and (not keep_incomplete or len(problems) == len(entries)):
+        raise FileNotFoundError(problems[0])
+    return entries
 
 
 def split_name(path: Path) -> tuple[str, str | None]:

@@ -42,6 +42,10 @@ class SegmentationMethod(nn.Module):
         """None: there is no adversary."""
         return []
 
+    def networks(self) -> list[nn.Module]:
+        """The only network."""
+        return [self.network]
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs the network."""
         return {"y_f_logits": self.network(torch.cat([batch[name] for name in self.inputs], dim=1))}

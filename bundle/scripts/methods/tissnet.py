@@ -93,6 +93,11 @@ class TISSNetMethod(nn.Module):
         """The parameters of D_g and D_t, those of the second step (eq. 11)."""
         return list(chain(self.D_g.parameters(), self.D_t.parameters()))
 
+    def networks(self) -> list[nn.Module]:
+        """The networks that a step runs: the cascade, D_g, D_t and, where there is one, S_p."""
+        S_p = self.perceptibility.S_p
+        return [self.cascade, self.D_g, self.D_t, *([S_p] if S_p is not None else [])]
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Runs the cascade once; the outputs serve both steps."""
         return self.cascade(batch["image"], segmentor=self.segmentor.needs_segmentor, error=self.segmentor.needs_error)

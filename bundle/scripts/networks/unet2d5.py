@@ -114,10 +114,20 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, skips: list[Tensor]) -> Tensor:
+        return self.finish(skips[0], self.rise(skips))
+
+    def rise(self, skips: list[Tensor]) -> Tensor:
+        """Computes the features that are joined with the first skip, at full resolution."""
         x = skips[-1]
         for i, (up, block) in enumerate(zip(self.ups, self.blocks, strict=True)):
-            x = block(torch.cat([skips[len(skips) - 2 - i], up(x)], dim=1))
-        return self.head(x)
+            x = up(x)
+            if i < len(self.ups) - 1:
+                x = block(torch.cat([skips[len(skips) - 2 - i], x], dim=1))
+        return x
+
+    def finish(self, skip: Tensor, x: Tensor) -> Tensor:
+        """Computes the head from the first skip and the risen features."""
+        return self.head(self.blocks[-1](torch.cat([skip, x], dim=1)))
 
 
 class UNet2d5(nn.Module):
