@@ -49,9 +49,11 @@ types: $(STAMP) ## Type check of bundle/scripts
 serve: ## (Not in this version) serve the bundle with MONAI Label
 	@echo "make serve: the MONAI Label app is not part of this version yet." >&2; exit 1
 
-# .venv/bin/python tests/benchmarks/bench_step.py
-bench: $(STAMP) ## Seconds and memory of one training step
-	"$(PY)" tests/benchmarks/bench_step.py
+# .venv/bin/python tests/benchmarks/bench_inference.py; the same with --planar; .venv/bin/python tests/benchmarks/bench_step.py ...
+bench: $(STAMP) ## Seconds, memory and agreement: inference on every engine, one training step (some minutes)
+	"$(PY)" -W ignore tests/benchmarks/bench_inference.py --turns 3 --warm-up 1
+	"$(PY)" -W ignore tests/benchmarks/bench_inference.py --planar
+	"$(PY)" -W ignore tests/benchmarks/bench_step.py --batch 1 --discriminator-features 16 --turns 2
 
 # .venv/bin/python -m pytest tests/test_zoo.py -v
 zoo-check: $(STAMP) ## The MONAI model zoo's checks of the bundle

@@ -254,7 +254,7 @@ def test_pretraining_has_the_papers_schedule() -> None:
 
 def test_train_and_inference_share_network_and_preprocessing() -> None:
     train, inference = (without_descriptions(read(name)) for name in ("train.json", "inference.json"))
-    shared = ("network_def", "network", "pixdim", "patch_size", "overlap", "source_channels", "features", "task")
+    shared = ("network_def", "pixdim", "patch_size", "overlap", "source_channels", "features", "task")
     for key in (*shared, "engine", "precision"):
         assert train[key] == inference[key], key
     windows = ("roi_size", "overlap", "engine", "precision")

@@ -24,7 +24,7 @@ from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
-from scripts.trainer import MethodTrainer, load_perceptor, log_epoch, scalars, two_phase_schedule
+from scripts.trainer import MethodTrainer, load_perceptor, log_epoch, scalars, start_network, two_phase_schedule
 
 TINY = (4, 4, 8, 8, 8)
 NO_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -555,3 +555,14 @@ def test_perceptor_is_loaded_frozen_and_in_eval_mode(tmp_path: Path) -> None:
     assert S_p is not None and equal(trained.state_dict(), S_p.state_dict())
     assert not any(module.training for module in S_p.modules())
     assert not any(p.requires_grad for p in S_p.parameters())
+
+
+def test_a_training_starts_from_given_weights_or_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given, network = nn.Linear(2, 1), nn.Linear(2, 1)
+    torch.save(given.state_dict(), tmp_path / "best.pt")
+    before = network.weight.detach().clone()
+    assert torch.equal(start_network(network).weight, before)  # type: ignore[arg-type]
+    assert torch.equal(start_network(network, path=str(tmp_path / "best.pt")).weight, given.weight)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        start_network(network, path=str(tmp_path / "none.pt"))

@@ -146,9 +146,9 @@ class FullScanInferer(CascadeInferer):
     """Localizes, then refines: the cascade at full resolution only in regions where a tumor may be.
 
     1. The box of the foreground: air is not looked at. 2. The localizer's map of the box. 3. A region for every place
-    above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a margin
-    and at least a window large, joined where they meet. 4. The cascade's windows in each region, which grows while a mask
-    leaves it. Without a localizer, or where the regions would cost as much, the cascade's windows cover the whole box.
+    above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a
+    margin and at least a window large, joined where they meet. 4. The cascade's windows in each region, which grows
+    while a mask leaves it. Without a localizer, or where the regions would cost as much, windows cover the whole box.
 
     Outside of the regions y_f, y_c and y_e are 0 and x_t_syn is background.
 

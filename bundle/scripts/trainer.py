@@ -338,6 +338,11 @@ def load_weights(network: nn.Module, *, path: str | Path) -> nn.Module:
     return network
 
 
+def start_network(network: nn.Module, *, path: str | None = None) -> nn.Module:
+    """Loads the weights that a training starts from, where there is a path; see `load_weights` for the errors."""
+    return load_weights(network, path=path) if path else network
+
+
 def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module | None:
     """Loads the frozen perceptor S_p, or returns None where its loss has weight 0.
 

@@ -6,9 +6,9 @@
                                                                 # float32, against inference.json's default
 
 The input is a normalized phantom, the weights are the released ones (features 16 to 256; others are random). In the
-same run every arm's output is compared with eager float32's, and a difference beyond its tolerance ends the run. Peak
-memory is that of an arm alone, libraries included; on a GPU what torch allocates. An arm that needs a library that is
-not installed is left out; one that fails to build is told as failed, unless it is the default.
+same run every arm's output is compared with eager float32's; a difference beyond its tolerance is told, and makes the
+exit status 1. Peak memory is that of an arm alone, libraries included; on a GPU what torch allocates. An arm that needs
+a library that is not installed is left out; one that fails to build is told as failed, unless it is the default.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ from scripts.transforms import NormalizeForegroundd  # noqa: E402
 FEATURES = [16, 32, 64, 128, 256]  # of the released weights
 SPACING = (0.41, 0.41, 1.5)
 SEED = 80_000  # far from those of any training
-FLOAT32_TOLERANCE = 1e-3  # largest difference of a probability; sums in another order, TensorFloat-32 off
+FLOAT32_TOLERANCE = 1e-3  # largest difference of the mask's probability; sums in another order, TensorFloat-32 off
 DEFAULT_TOLERANCE = 0.02  # of the path that inference.json takes
 BFLOAT16_TOLERANCE = 0.25  # of arms that are bfloat16 throughout: single voxels at a tumor's border
+OTHERS = 5  # times as much for the probabilities of the coarse mask and of the error map
 DICE_TOLERANCE = 0.001  # of the default path's mask against the truth, whole scan
 EAGER, DEFAULT = "eager float32", "engine, as inference.json"
 TOLERANCES = {
@@ -131,7 +132,7 @@ def onnx_runtime(module: nn.Module, x: Tensor) -> Forward | None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/cascade.onnx"
-        convert_to_onnx(module, [x], input_names=["image"], output_names=["pred"], filename=path, dynamo=False)
+        convert_to_onnx(module, [x], input_names=["image"], output_names=["pred"], filename=path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         providers = [p for p in onnxruntime.get_available_providers() if not p.startswith("Tensorrt")]
@@ -146,10 +147,10 @@ def arms_of(device: torch.device) -> list[str]:
     return [EAGER, "compiled float32", "bfloat16", "bfloat16 channels-last", *more, "ONNX Runtime float32", DEFAULT]
 
 
-def differences(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    """The largest difference of a probability, and of the synthetic image."""
+def differences(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """The largest difference of each channel: probabilities, and the synthetic image."""
     distance = (found.float().cpu() - exact.cpu()).abs()
-    return float(distance[:, [0, 2, 3]].max()), float(distance[:, 1].max())
+    return {name: float(distance[:, i].max()) for i, name in enumerate(("y_f", "x_t_syn", "y_c", "y_e"))}
 
 
 def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -159,6 +160,7 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
     inside = tuple(slice(c, c + w) for c, w in zip(corner, args.window, strict=True))
     inputs = {"window": scan[(..., *inside)].contiguous().to(device), "crop": scan.to(device)}
     found: dict[str, Any] = {}
+    wrong: list[str] = []
     product = matrix_product(device, args.matrix or MATRIX[device.type])
     for size, x in inputs.items():
         with FlopCounterMode(display=False) as counter:
@@ -178,12 +180,13 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
                 continue
             if forward is None or output is None:
                 continue
-            probability, image = differences(output, exact)
+            distance = differences(output, exact)
             allowed = TOLERANCES.get(arm, BFLOAT16_TOLERANCE)
-            if not probability <= allowed:
-                raise AssertionError(f"{arm}, {size}: a probability differs by {probability:.3g}, allowed {allowed:g}")
+            for name, most in {"y_f": allowed, "y_c": OTHERS * allowed, "y_e": OTHERS * allowed}.items():
+                if not distance[name] <= most:
+                    wrong.append(f"{arm}, {size}: {name} differs by {distance[name]:.3g}, allowed {most:g}")
             built[arm] = forward
-            rows[arm] = {"difference": probability, "difference_image": image, "peak_gib": memory, "seconds": []}
+            rows[arm] = {"difference": distance, "peak_gib": memory, "seconds": []}
         for turn in range(args.warm_up + args.turns):
             for arm, forward in built.items():
                 took = timed(lambda forward=forward, x=x: [forward(x) for _ in range(args.block)], device)  # type: ignore[misc]
@@ -196,7 +199,7 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
             rows[arm] |= {"median_seconds": median, "ratio_to_eager": ratio, "share_of_matrix_product": share}
         found[size] = {"shape": list(x.shape), "flop": flop, "arms": rows}
         torch._dynamo.reset()
-    return {"sizes": found, "matrix_product_flop_per_second": product}
+    return {"sizes": found, "matrix_product_flop_per_second": product, "disagreements": wrong}
 
 
 def peak_gib(arm: str, size: str, args: argparse.Namespace, x: Tensor) -> float:
@@ -227,16 +230,18 @@ def most_resident_gib() -> float:
 def table(figures: dict[str, Any]) -> str:
     lines = []
     for size, found in figures["sizes"].items():
-        lines += [f"\n{size} {found['shape']}, {found['flop'] / 1e9:.0f} GFLOP\n"]
-        lines += ["| arm | median s | ratio to eager float32 | peak GiB | share of matrix product | difference |"]
-        lines += ["|---" * 6 + "|"]
+        lines += [f"\n{size} {found['shape']}, {found['flop'] / 1e9:.0f} GFLOP; y_f, y_c, y_e: largest difference\n"]
+        lines += ["| arm | median s | ratio to eager | peak GiB | share of matrix product | y_f | y_c | y_e |"]
+        lines += ["|---" * 8 + "|"]
         for arm, f in found["arms"].items():
             if "failed" in f:
-                lines.append(f"| {arm} | failed: {f['failed']} | | | | |")
+                lines.append(f"| {arm} | failed: {f['failed']} | | | | | | |")
                 continue
+            errors = [f"{f['difference'][name]:.4f}" for name in ("y_f", "y_c", "y_e")]
             lines.append(
                 f"| {arm} | {f['median_seconds']:.4f} | {f['ratio_to_eager']:.2f} | {f['peak_gib']:.2f} "
-                f"| {f['share_of_matrix_product']:.1%} | {f['difference']:.4f} |"
+                f"| {f['share_of_matrix_product']:.1%} "
+                f"| {' | '.join(errors)} |"
             )
     lines.append(f"\nbfloat16 matrix product: {figures['matrix_product_flop_per_second'] / 1e12:.2f} TFLOP/s")
     return "\n".join(lines)
@@ -248,6 +253,7 @@ def planar(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     "folded" turns (B, C, X, Y, Z) into (B * Z, C, X, Y) and back, "kept folded" only convolves.
     """
     rows: dict[str, dict[str, Any]] = {}
+    wrong: list[str] = []
     X, Y, Z = args.crop
     factor = args.features[0] / 16
     for dtype in (torch.float32, torch.bfloat16):
@@ -272,8 +278,9 @@ def planar(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             for arm, work in arms.items():
                 out = work().float()
                 out = unfold(out) if out.dim() == 4 else out
-                if not float((out - exact).abs().max()) <= allowed:
-                    raise AssertionError(f"{arm}, {name}, {dtype}: {float((out - exact).abs().max())}, {allowed=}")
+                distance = float((out - exact).abs().max())
+                if not distance <= allowed:
+                    wrong.append(f"{arm}, {name}, {dtype}: a value differs by {distance:.3g}, allowed {allowed:g}")
             for turn in range(args.warm_up + args.turns):
                 for arm, work in arms.items():
                     took = timed(lambda work=work: [work() for _ in range(args.block)], device) / args.block  # type: ignore[misc]
@@ -281,7 +288,7 @@ def planar(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
                         seconds[arm].append(took)
             key = f"{str(dtype).removeprefix('torch.')}, {c_in} to {c_out}, {tuple(x.shape[2:])}"
             rows[key] = {arm: statistics.median(values) for arm, values in seconds.items()}
-    return {"planar": rows}
+    return {"planar": rows, "disagreements": wrong}
 
 
 def fold(x: Tensor) -> Tensor:
@@ -321,10 +328,11 @@ def whole_scan(args: argparse.Namespace) -> dict[str, Any]:
     figures["default"]["difference"] = float(distance.max())
     regions = [tuple(slice(*side) for side in region) for region in figures["default"].pop("regions")]
     figures["default"]["difference_in_regions"] = max(float(distance[region].max()) for region in regions)
+    wrong: list[str] = []
     trained = args.features == FEATURES  # others have random weights: their masks say nothing
     if trained and abs(figures["default"]["dice"] - figures["everywhere"]["dice"]) > DICE_TOLERANCE:
-        raise AssertionError(f"Dice of the default path differs by more than {DICE_TOLERANCE}: {figures}")
-    return {"whole_scan": figures, "shape": args.scan, "regions": len(regions)}
+        wrong.append(f"Dice of the default path differs from windows everywhere by more than {DICE_TOLERANCE}")
+    return {"whole_scan": figures, "shape": args.scan, "regions": len(regions), "disagreements": wrong}
 
 
 def scan_part(what: str, folder: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -408,6 +416,8 @@ def main() -> None:
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         figures = {"arguments": vars(args), "device": name, "torch": torch.__version__} | figures
         args.json.write_text(json.dumps(figures, indent=1, default=str))
+    if figures["disagreements"]:
+        sys.exit("disagreement with eager float32: " + "; ".join(figures["disagreements"]))
 
 
 if __name__ == "__main__":

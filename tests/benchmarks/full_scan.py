@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.transforms import Invertd
 from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,7 @@ def main() -> None:
     config["bundle_root"], config["checkpoint_path"] = str(ROOT / "bundle"), str(args.weights.resolve())
     preprocess = config.get_parsed_content("preprocessing")
     preprocess.transforms = [t for t in preprocess.transforms if type(t).__name__ != "LoadScansd"]
+    invert = Invertd("pred", transform=preprocess, orig_keys="image", nearest_interp=False)
     network = load_weights(config.get_parsed_content("network"), path=args.weights).eval()
     arms: dict[str, FullScanInferer] = {}
     for threshold in args.threshold or [config["localizer_threshold"]]:
@@ -113,7 +115,7 @@ def main() -> None:
         for name, batch, truth in cases:
             data = preprocess({**batch, "case": name})
             image = data["image"][None].to(device)
-            voxel = float(np.prod(batch["image"].pixdim))
+            voxel = float(np.prod(np.asarray(batch["image"].pixdim)))
             for arm, inferer in arms.items():
                 if not rows or len(rows) < len(arms):
                     inferer(image, network)  # compiles
@@ -122,9 +124,7 @@ def main() -> None:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds = time.perf_counter() - begin
-                working = MetaTensor(out[0, :1].cpu(), meta=data["image"].meta)
-                working.applied_operations = data["image"].applied_operations
-                inverse = preprocess.inverse({"image": working})["image"]
+                inverse = invert({**data, "pred": MetaTensor(out[0, :1].cpu())})["pred"]
                 prediction = np.asarray(inverse[0]) > 0.5
                 windows = sum(map(inferer.windows, inferer.regions))
                 for smallest in SMALLEST_MM3:

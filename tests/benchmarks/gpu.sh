@@ -3,7 +3,8 @@
 # (default out_gpu), unfinished training stays in $RUNS (default runs/gpu) and is resumed. The figures owed, with the commands,
 # are listed in README.md beside this file. No hyper-parameters here: they are in bundle/configs.
 #   bash tests/benchmarks/gpu.sh [--minutes N] STAGE...      N: minutes a stage may take, default 9
-# Stages: install test bench  pretrain_vs train_vs  pretrain_glioma train_glioma source_glioma evaluate_glioma  weights
+# Stages: install test  bench whole_scan waiting growth export  pretrain_vs train_vs localize_vs  pretrain_glioma
+#   train_glioma source_glioma evaluate_glioma  weights
 # Exit status 75: a stage ran into its limit; the same command takes it up where it stopped.
 # Environment: PY (python3), OUT, RUNS, GLIOMA (a prepared data folder with datalist.json), PIECE (split weights, e.g. 15m).
 set -euo pipefail
@@ -14,6 +15,7 @@ OUT=$(mkdir -p "${OUT:-out_gpu}" && cd "${OUT:-out_gpu}" && pwd)
 RUNS=$(mkdir -p "${RUNS:-runs/gpu}" && cd "${RUNS:-runs/gpu}" && pwd)
 MINUTES=9
 TRAIN="'configs/train.json'" EVALUATE="'configs/train.json','configs/evaluate.json'" PRETRAIN="'configs/pretrain.json'"
+LOCALIZE="'configs/localize.json'"
 G="'configs/glioma.yaml'" SOURCE_ONLY="$PRETRAIN,'configs/glioma.yaml','configs/experiments/source_only.yaml'"
 export PYTHONUNBUFFERED=1
 
@@ -27,9 +29,22 @@ limited() { # limited LOG COMMAND...: run it, at most MINUTES, output also to $O
   return "$status"
 }
 
+measured() { # measured NAME COMMAND...: a benchmark that writes $OUT/NAME.json, not run again where that is there
+  [ -e "$OUT/$1.json" ] || limited bench.log "$PY" "${@:2}" --json "$OUT/$1.json"
+}
+
+has() { # has MODULE...: whether python has them all
+  "$PY" -c 'import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))' "$@"
+}
+
 bundle() { # bundle LOG ENTRY NAME DATA CONFIG OVERRIDE...: run a config with its output in $RUNS/NAME
   (cd bundle && limited "$1.log" "$PY" -m monai.bundle run $2 --config_file "$5" --bundle_root . --dataset_dir "$4" \
     --run_dir "$RUNS/$3" "${@:6}")
+}
+
+exported() { # exported COMMAND OPTION...: one of monai.bundle's exports, for the training patch
+  (cd bundle && limited export.log "$PY" -m monai.bundle "$1" --net_id network_def --ckpt_file models/model.pt \
+    --meta_file configs/metadata.json --config_file configs/inference.json --input_shape "[1,1,128,128,16]" "${@:2}")
 }
 
 train() { # train NAME DATA CONFIG OVERRIDE...: resumed where it stopped, marked when complete
@@ -67,10 +82,26 @@ while [ $# -gt 0 ]; do
     install) [ ! -d wheels ] || "$PY" -m pip install -q --no-index --find-links wheels wheels/*.whl ;;
     test) limited pytest.log "$PY" -m pytest -m gpu ;;
     bench)
-      limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda
-      limited bench.log "$PY" tests/benchmarks/bench_step.py --device cuda --features 32 64 128 256 512 ;;
+      for features in "16 32 64 128 256" "32 64 128 256 512"; do # words, not one argument
+        measured "step_${features%% *}" tests/benchmarks/bench_step.py --device cuda --features $features
+        measured "step_${features%% *}_cudnn" tests/benchmarks/bench_step.py --device cuda --features $features \
+          --cudnn-benchmark
+        measured "inference_${features%% *}" tests/benchmarks/bench_inference.py --device cuda --features $features
+        measured "planar_${features%% *}" tests/benchmarks/bench_inference.py --device cuda --features $features --planar
+      done ;;
+    whole_scan) measured whole_scan tests/benchmarks/bench_inference.py --device cuda --whole-scan ;;
+    waiting) phantom; measured waiting tests/benchmarks/bench_step.py --device cuda --waiting "$RUNS/phantom" ;;
+    growth) limited bench.log "$PY" tests/benchmarks/growth.py --device cuda --large --output "$OUT/growth" ;;
+    export) # the released weights by MONAI's own commands
+      if has onnx onnxscript; then
+        exported onnx_export --filepath "$OUT/model.onnx"
+      else echo "gpu.sh: no ONNX: onnx or onnxscript is not installed" >&2; fi
+      if has torch_tensorrt; then
+        exported trt_export --filepath "$OUT/model_trt.ts" --precision fp16 --dynamic_batchsize "[1,1,1]"
+      else echo "gpu.sh: no TensorRT: torch_tensorrt is not installed" >&2; fi ;;
     pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN]" ;;
     train_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN]" --perceptor_path "$RUNS/pretrain_vs/checkpoints/best.pt" ;;
+    localize_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN,$LOCALIZE]" ;;
     pretrain_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$PRETRAIN,$G]" ;;
     train_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$G]" --perceptor_path "$RUNS/pretrain_glioma/checkpoints/best.pt" ;;
     source_glioma) glioma; train "$1" "$GLIOMA" "[$TRAIN,$SOURCE_ONLY]" ;;
