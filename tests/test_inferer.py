@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.inferer import CascadeInferer, FullScanInferer, SegmentationInferer, foreground_box, join
+from scripts.inferer import CascadeInferer, FullScanInferer, SegmentationInferer, foreground_box
 from scripts.networks.tissnet import Cascade, TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 
@@ -314,12 +314,16 @@ def test_a_region_grows_while_the_mask_leaves_it() -> None:
     assert inferer.localized and int((out[:, 0] > 0.5).sum()) == 50 * 6 * 3
 
 
-def test_regions_that_meet_become_one_and_those_that_cost_too_much_are_given_up(
+def test_a_place_in_anothers_region_needs_none_and_regions_that_cost_too_much_are_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    inferer = full_scan()
-    inferer(scan(SPOT, (slice(52, 56), slice(50, 56), slice(10, 13))), Voxelwise())
+    near = (slice(47, 49), slice(50, 56), slice(10, 13))
+    inferer = full_scan(margin=(2, 2, 1))
+    inferer(scan(SPOT, near), Voxelwise())
     assert len(inferer.regions) == 1
+    x_s = scan(SPOT, (slice(52, 56), slice(50, 56), slice(10, 13)))  # overlapping regions
+    out = inferer(x_s, Voxelwise())
+    assert len(inferer.regions) == 2 and torch.equal(out[:, 0] > 0.5, x_s[:, 0] > 0)
     with caplog.at_level(logging.INFO, logger="scripts.inferer"):
         whole = inferer(scan((slice(8, 104), slice(4, 100), slice(0, 24))), Voxelwise())
     assert not inferer.localized and inferer.regions == [(slice(8, 104), slice(4, 100), slice(0, 24))]
@@ -350,12 +354,3 @@ def test_the_box_of_the_foreground_passes_over_single_voxels_of_noise() -> None:
     x_s[0, 0, 110, 2, 5] = 0.0
     assert foreground_box(x_s) == (slice(8, 104), slice(4, 100), slice(0, 24))
     assert foreground_box(torch.full((1, 1, 5, 6, 7), -1.0)) == (slice(0, 5), slice(0, 6), slice(0, 7))
-
-
-def test_joined_boxes_share_no_voxel() -> None:
-    def cube(start: int, stop: int) -> tuple[slice, slice, slice]:
-        return (slice(start, stop),) * 3
-
-    assert join([cube(0, 4), cube(4, 8)]) == [cube(0, 4), cube(4, 8)]
-    assert join([cube(0, 4), cube(6, 9), cube(3, 7)]) == [cube(0, 9)]
-    assert join([]) == []

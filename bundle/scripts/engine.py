@@ -47,7 +47,7 @@ class Engine:
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Computes module(x), float32, on the device of x; the module is in eval mode and one tensor comes out."""
         # the module itself is kept too, so that its id stays its own
-        key = (module, tuple(x.shape), x.device, tuple((t.data_ptr(), t._version) for t in _tensors(module)))
+        key = (module, tuple(x.shape), x.device, tuple(map(_state, _tensors(module))))
         known = self._compiled.get(id(module))
         if known is None or known[0] != key:
             known = (key, self._prepare(module, x))
@@ -84,7 +84,6 @@ class Engine:
     def _torch(self, module: nn.Module, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
         forward: Callable[[Tensor], Tensor] = module
         layout = torch.channels_last_3d if device.type == "cuda" else torch.preserve_format
-        module.to(memory_format=layout)  # type: ignore[call-overload]
         if self.compile:
             forward = torch.compile(module, mode="reduce-overhead", dynamic=False)
 
@@ -149,3 +148,8 @@ def _processor_has_bfloat16() -> bool:
 
 def _tensors(module: nn.Module) -> itertools.chain[Tensor]:
     return itertools.chain(module.parameters(), module.buffers())
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is replaced or written to; tensors of the inference mode do not count writes."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -147,10 +147,11 @@ class FullScanInferer(CascadeInferer):
 
     1. The box of the foreground: air is not looked at. 2. The localizer's map of the box. 3. A region for every place
     above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a
-    margin and at least a window large, joined where they meet. 4. The cascade's windows in each region, which grows
-    while a mask leaves it. Without a localizer, or where the regions would cost as much, windows cover the whole box.
+    margin and at least a window large; none for a place that lies in another's region. 4. The cascade's windows in each
+    region, which grows while a part of the mask that the localizer suspects leaves it. Without a localizer, or where
+    the regions would cost as much, windows cover the whole box.
 
-    Outside of the regions y_f, y_c and y_e are 0 and x_t_syn is background.
+    Where regions overlap, the higher y_f decides. Outside of them y_f, y_c and y_e are 0 and x_t_syn is background.
 
     Args: as `CascadeInferer`, and
         localizer: the trained `Localizer`, None for windows everywhere.
@@ -191,7 +192,7 @@ class FullScanInferer(CascadeInferer):
     def _scan(self, x_s: Tensor, modules: list[nn.Module]) -> Tensor:
         box = foreground_box(x_s)
         most = self.windows(box)
-        found = self._refined(x_s, modules, self._candidates(x_s, box), most) if self.localizer and most > 1 else None
+        found = self._refined(x_s, modules, *self._candidates(x_s, box), most) if self.localizer and most > 1 else None
         self.localized = found is not None
         predictions = found or [(box, super().predict(x_s[(..., *box)], modules))]
         self.regions = [region for region, _ in predictions]
@@ -204,8 +205,8 @@ class FullScanInferer(CascadeInferer):
         logger.info("looked at %s: %d windows of %d", where, sum(map(self.windows, self.regions)), most)
         return result
 
-    def _candidates(self, x_s: Tensor, box: Box) -> list[Box]:
-        """The regions to look at, by the localizer."""
+    def _candidates(self, x_s: Tensor, box: Box) -> tuple[list[Box], np.ndarray]:
+        """The regions to look at, by the localizer, and the voxels that it suspects, (X, Y, Z)."""
         assert self.localizer is not None
         localizer = self.localizer.to(x_s.device)
         found = self.localize(x_s[(..., *box)], localizer)[0, 0].cpu().numpy()
@@ -214,12 +215,20 @@ class FullScanInferer(CascadeInferer):
             peak = np.unravel_index(int(found.argmax()), found.shape)
             places = [tuple(slice(int(i), int(i) + 1) for i in peak)]
         places = sorted(places, key=lambda place: -found[place].max())[: self.most_places]
-        return join([self._around(_moved(place, box), x_s.shape[2:]) for place in places])
+        regions: list[Box] = []
+        for place in places:
+            wanted = self._around(_moved(place, box), x_s.shape[2:], window=(1, 1, 1))
+            if not any(_holds(region, wanted) for region in regions):
+                regions.append(self._around(_moved(place, box), x_s.shape[2:], window=self.size))
+        suspected = np.zeros(x_s.shape[2:], bool)
+        suspected[box] = found > self.localizer_threshold
+        return regions, suspected
 
     def _refined(
-        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], most: int
+        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], suspected: np.ndarray, most: int
     ) -> list[tuple[Box, Tensor]] | None:
-        """The cascade in regions that grow while a mask leaves them; None where they cost as much as `most` windows."""
+        """The cascade in regions, which grow while a suspected part of the mask leaves them; None where they cost as
+        much as `most` windows."""
         results, cost = [], sum(map(self.windows, regions))
         for region in regions:
             grown: Box | None = region
@@ -228,26 +237,28 @@ class FullScanInferer(CascadeInferer):
                 if cost >= most:
                     return None
                 prediction = super().predict(x_s[(..., *region)], modules)
-                grown = self._grown(region, prediction[0, 0] > THRESHOLD, x_s.shape[2:])
+                parts = ndimage.label((prediction[0, 0] > THRESHOLD).cpu().numpy())[0]
+                followed = np.isin(parts, np.setdiff1d(parts[suspected[region]], 0))
+                grown = self._grown(region, followed, x_s.shape[2:])
                 cost += self.windows(grown) if grown else 0
             results.append((region, prediction))
         return results
 
-    def _around(self, place: Box, shape: Sequence[int]) -> Box:
+    def _around(self, place: Box, shape: Sequence[int], *, window: Sequence[int]) -> Box:
         """A place with its margin, at least a window large, inside the scan."""
         sides = []
-        for side, margin, window, n in zip(place, self.margin, self.size, shape, strict=True):
-            length = max(side.stop - side.start + 2 * margin, window)
+        for side, margin, least, n in zip(place, self.margin, window, shape, strict=True):
+            length = max(side.stop - side.start + 2 * margin, least)
             start = min(max((side.start + side.stop - length) // 2, 0), max(n - length, 0))
             sides.append(slice(start, min(start + length, n)))
         return sides[0], sides[1], sides[2]
 
-    def _grown(self, region: Box, mask: Tensor, shape: Sequence[int]) -> Box | None:
+    def _grown(self, region: Box, mask: np.ndarray, shape: Sequence[int]) -> Box | None:
         """The region, half a window longer on the sides where the mask leaves it inside the scan; None if on none."""
         sides = []
         for axis, (side, window, n) in enumerate(zip(region, self.size, shape, strict=True)):
-            first = bool(mask.select(axis, 0).any()) * (window // 2)
-            last = bool(mask.select(axis, -1).any()) * (window // 2)
+            first = bool(mask.take(0, axis).any()) * (window // 2)
+            last = bool(mask.take(-1, axis).any()) * (window // 2)
             sides.append(slice(max(side.start - first, 0), min(side.stop + last, n)))
         return None if tuple(sides) == region else (sides[0], sides[1], sides[2])
 
@@ -271,25 +282,8 @@ def foreground_box(x_s: Tensor) -> Box:
     return sides[0], sides[1], sides[2]
 
 
-def join(boxes: Sequence[Box]) -> list[Box]:
-    """Joins boxes that share voxels into the box around them, until none do."""
-    joined: list[Box] = []
-    for box in boxes:
-        meeting = [other for other in joined if _meet(box, other)]
-        while meeting:
-            joined = [other for other in joined if other not in meeting]
-            sides = [
-                slice(min(b[i].start for b in (box, *meeting)), max(b[i].stop for b in (box, *meeting)))
-                for i in range(3)
-            ]
-            box = (sides[0], sides[1], sides[2])
-            meeting = [other for other in joined if _meet(box, other)]
-        joined.append(box)
-    return joined
-
-
-def _meet(a: Box, b: Box) -> bool:
-    return all(x.start < y.stop and y.start < x.stop for x, y in zip(a, b, strict=True))
+def _holds(region: Box, place: Box) -> bool:
+    return all(r.start <= p.start and p.stop <= r.stop for r, p in zip(region, place, strict=True))
 
 
 def _moved(place: Sequence[slice], box: Box) -> Box:

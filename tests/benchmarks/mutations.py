@@ -337,8 +337,8 @@ MUTATIONS = (
     Mutation(
         "processes: losses of the first alone in the logs",
         TRAINER,
-        "global_mean(torch.stack([value.float() for value in scalars.values()]))",
-        "torch.stack([value.float() for value in scalars.values()])",
+        "global_mean(own)",
+        "own",
         PROCESSES,
     ),
     Mutation(
