@@ -445,7 +445,7 @@ def test_images_that_were_not_moved_are_not_compared():
 
 def test_a_head_in_another_place_is_refused():
     with pytest.raises(CaseError, match="T2 and ceT1: Dice 0.* of the two heads") as refused:
-        two_heads(np.roll(head("ceT1")[0], 20, axis=0)).check(None)
+        two_heads(np.roll(head("ceT1")[0], 20, axis=1)).check(None)
     assert [error.check for error in refused.value.errors] == ["head overlap"]
 
 

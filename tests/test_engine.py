@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +116,21 @@ def test_unknown_choices_are_refused(arguments: dict[str, str]) -> None:
 def test_openvino_is_for_a_cpu() -> None:
     with pytest.raises(ValueError, match="expected the CPU"):
         Engine("openvino").chosen(torch.device("cuda"))
+
+
+SIGNAL_AFTER_OPENVINO = """
+import signal, subprocess, sys
+import torch
+from scripts.engine import Engine
+signal.signal(signal.SIGCHLD, lambda *_: None)
+module, x = torch.nn.Conv3d(1, 1, 1).eval(), torch.ones(1, 1, 4, 4, 4)
+with torch.no_grad():
+    Engine("openvino")(module, x)
+    Engine("openvino")(module, x)
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+def test_a_signal_after_openvino_is_harmless(bundle_root: Path) -> None:
+    """A DataLoader's workers end with SIGCHLD; with OpenVINO unloaded that was a crash."""
+    subprocess.run([sys.executable, "-c", SIGNAL_AFTER_OPENVINO], cwd=bundle_root, check=True, timeout=120)

@@ -5,6 +5,8 @@ Windows, blending and what a network's outputs mean do not go here, see `inferer
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import itertools
 import logging
@@ -111,7 +113,7 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = _core().compile_model(model, "CPU", settings)
 
     def run(*inputs: Tensor) -> Tensor:
         return torch.from_numpy(compiled([x.detach().contiguous().numpy() for x in inputs])[0].copy())
@@ -140,10 +142,22 @@ def _openvino_stages(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]
     return run_all
 
 
-def _processor_has_bfloat16() -> bool:
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's core, kept to the end of the process, also where this module is unloaded before.
+
+    With the last core its CPU plugin goes, and with that the stack that it has set for signals: the next signal, such
+    as a child process's end, then crashes the process.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    core = openvino.Core()
+    atexit.register(lambda: core)
+    return core
+
+
+def _processor_has_bfloat16() -> bool:
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _tensors(module: nn.Module) -> itertools.chain[Tensor]:
