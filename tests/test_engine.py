@@ -122,11 +122,16 @@ SIGNAL_AFTER_OPENVINO = """
 import signal, subprocess, sys
 import torch
 from scripts.engine import Engine
+
+def compile_and_forget():
+    engine, module, x = Engine("openvino"), torch.nn.Conv3d(1, 1, 1).eval(), torch.ones(1, 1, 4, 4, 4)
+    with torch.no_grad():
+        engine(module, x)
+        engine(module, torch.cat([x, x]))
+
 signal.signal(signal.SIGCHLD, lambda *_: None)
-module, x = torch.nn.Conv3d(1, 1, 1).eval(), torch.ones(1, 1, 4, 4, 4)
-with torch.no_grad():
-    Engine("openvino")(module, x)
-    Engine("openvino")(module, x)
+compile_and_forget()
+others = [bytearray(100_000) for _ in range(1000)]
 subprocess.run([sys.executable, "-c", ""], check=True)
 """
 
