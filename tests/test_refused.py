@@ -587,7 +587,7 @@ def _cases() -> list[Refused]:
             "ceT1 beside the head, .tfm says it is right",
             "of the two heads after resampling",
             "at least 0.8",
-            cet1_affine=above(affine, 18.0),
+            cet1_affine=above(affine, 15.0),
         ),
         in_vs(
             "head overlap",

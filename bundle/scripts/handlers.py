@@ -105,7 +105,7 @@ class EvaluationHandler(_CaseHandler):
         if len(working) > 1:
             shared |= synthesis_metrics(_array(working, 1), _array(batch["target"]), _array(batch["label"]) > THRESHOLD)
         if "perceptor" in output:
-            perceived = _array(output["perceptor"]) > THRESHOLD
+            perceived = _array(output["perceptor"]) >= THRESHOLD
             for name, value in segmentation_metrics(perceived, truth, spacing=spacing).items():
                 if not name.startswith("volume"):
                     shared[f"perceptibility_{name}"] = value
@@ -115,7 +115,7 @@ class EvaluationHandler(_CaseHandler):
             y_r = refine(torch.as_tensor(_array(output["coarse"])), torch.as_tensor(_array(output["error"]))).numpy()
             masks |= {"y_r": y_r, "mean": (y_f + y_r) / 2}
         for name, probability in masks.items():
-            metrics = segmentation_metrics(probability > THRESHOLD, truth, spacing=spacing)
+            metrics = segmentation_metrics(probability >= THRESHOLD, truth, spacing=spacing)
             self.rows.append({**shared, "prediction": name, **metrics})
         self.files.append(
             {
