@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
 
 from scripts.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
 from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
@@ -284,6 +285,18 @@ def test_evaluation_localizes_as_inference_does_with_the_localizer_that_was_trai
     for key in ("localizer_pooling", "localizer_patch_size", "localizer_features"):
         assert localize[key] == inference[key], key
     assert localize["network_def"] == inference["localizer_def"]
+
+
+def test_inference_removes_parts_of_a_mask_by_their_volume() -> None:
+    """A part of 27 and one of 18 voxels of 1 mm3: the smaller one goes, and with smallest_mm3 0 neither."""
+    config = read("inference.json")
+    (found,) = [t for t in config["postprocessing"]["transforms"] if t["_target_"] == "RemoveSmallObjectsd"]
+    mask = torch.zeros(1, 12, 12, 12)
+    mask[0, 1:4, 1:4, 1:4] = 1
+    mask[0, 7:10, 7:10, 7:9] = 1
+    for smallest, expected in ((config["smallest_mm3"], 27), (0.0, 45)):
+        remove = ConfigParser({"remove": found, "smallest_mm3": smallest}).get_parsed_content("remove")
+        assert int(remove({"pred": MetaTensor(mask.clone(), affine=torch.eye(4))})["pred"].sum()) == expected
 
 
 def open_documented(
