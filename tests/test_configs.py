@@ -6,6 +6,7 @@ Nothing is trained or evaluated here (test_workflows.py), and the model zoo's ow
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import json
 import re
@@ -409,6 +410,28 @@ def test_every_stack_instantiates(
     if "evaluate.json" in files:
         evaluator = workflow.parser.get_parsed_content("evaluate#evaluator")
         assert evaluator.inferer is workflow.parser.get_parsed_content("validate#inferer")
+
+
+def test_training_does_not_write_into_the_cached_scans(
+    open_workflow: Callable[..., ConfigWorkflow], vs_data: Path, tmp_path: Path
+) -> None:
+    """Samples are cropped from the cache itself: nothing in it changes, and they are those of a copied cache."""
+    given = {"dataset_dir": str(vs_data), "run_dir": str(tmp_path / "run"), "patch_size": [16, 16, 8]}
+    dataset, copied = (
+        open_workflow(["train.json"], {**given, "train#dataset#copy_cache": copying}).parser.get_parsed_content(
+            "train#dataset"
+        )
+        for copying in (False, True)
+    )
+    before = copy.deepcopy(dataset._cache)
+    for epoch in range(4):
+        for index in range(len(dataset)):
+            (sample,), (expected,) = dataset[epoch, index], copied[epoch, index]
+            assert sample.keys() == expected.keys()
+            assert all(torch.equal(sample[key], expected[key]) for key in ("image", "target", "label"))
+    for now, then in zip(dataset._cache, before, strict=True):
+        assert now.keys() == then.keys()
+        assert all(torch.equal(now[key], then[key]) for key in ("image", "target", "label", "sampling"))
 
 
 def data_sources(workflow: ConfigWorkflow) -> list[str]:

@@ -5,6 +5,8 @@ Small arrays in place of scans; which transforms the configs use is tested in te
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +17,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, RandSpatialCropd
 from torch import Tensor
 
-from scripts.dataset import PrepareInputs, SeededDataset, SeededSampler
+from scripts.dataset import PrepareInputs, SeededDataset, SeededSampler, TrainingLoader
 
 CASES = 7
 SIZE = 12
@@ -106,6 +108,16 @@ def test_workers_change_nothing() -> None:
         drawn.append(collect(DataLoader(dataset, sampler=sampler, batch_size=2, num_workers=workers)))
     assert list(drawn[0]) == list(drawn[1]) and len(drawn[0]) == CASES
     assert all(torch.equal(drawn[0][case], drawn[1][case]) for case in drawn[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal ends a process here")
+def test_workers_outlive_sigterm_also_while_they_start() -> None:
+    for _ in range(5):
+        batches = iter(TrainingLoader(make(), batch_size=1, num_workers=2))
+        for worker in batches._workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        assert len(list(batches)) == CASES
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 # order

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
-from monai.data.utils import worker_init_fn
+from monai.data import CacheDataset, DataLoader
 from monai.engines import PrepareBatch
 from monai.transforms import Randomizable
 from torch.utils.data.distributed import DistributedSampler
@@ -28,6 +27,8 @@ class SeededDataset(CacheDataset):
         seed: the run's seed.
         cache_rate: fraction of the samples kept in memory.
         num_workers: threads that fill the cache.
+        copy_cache: whether every sample starts from a copy of the cached scans; not needed where no random transform
+            writes into its input, and a whole scan takes longer to copy than to crop.
 
     Items are asked for by (epoch, index), as `SeededSampler` gives them; a bare index means epoch 0.
     """
@@ -40,8 +41,11 @@ class SeededDataset(CacheDataset):
         seed: int = 0,
         cache_rate: float = 1.0,
         num_workers: int | None = 1,
+        copy_cache: bool = True,
     ) -> None:
-        super().__init__(data=data, transform=transform, cache_rate=cache_rate, num_workers=num_workers)
+        super().__init__(
+            data=data, transform=transform, cache_rate=cache_rate, num_workers=num_workers, copy_cache=copy_cache
+        )
         self.seed = seed
 
     def __getitem__(self, index: Any) -> Any:
@@ -88,13 +92,21 @@ class SeededSampler(DistributedSampler):
         return iter([(self.epoch, index) for index in indices])
 
 
-def start_worker(number: int) -> None:
-    """Prepares a DataLoader's worker as MONAI does, and lets it outlive SIGTERM until the training has stopped.
+class TrainingLoader(DataLoader):
+    """A MONAI DataLoader whose workers outlive SIGTERM, until the training has stopped and ends them itself.
 
-    A cluster, and torchrun, signal every process of a job; a worker that died of it would end the training in an error.
+    A cluster, and torchrun, signal every process of a job, also a worker that has just been started; one that died of
+    it would end the training in an error.
     """
-    worker_init_fn(number)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def __iter__(self) -> Any:
+        if not hasattr(signal, "pthread_sigmask"):  # Windows, where no process is told to stop by a signal
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what starts now inherits it
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class PrepareInputs(PrepareBatch):
