@@ -6,14 +6,13 @@ What a case's handler writes is tested in test_handlers.py, the bundle's own inf
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, CopyItemsd, Lambdad, SaveImaged
+from monai.transforms import Compose
 from torch import Tensor, nn
 
-from scripts.cohort import VOLUME_COLUMNS, Cohort, described
+from scripts.cohort import VOLUME_COLUMNS, Cohort
 from scripts.data.inputs import find_inputs
-from scripts.transforms import LoadScansd, NormalizeForegroundd, ToDisplayRanged
+from scripts.transforms import LoadScansd, NormalizeForegroundd
 
 SHAPE = (8, 6, 4)
 SECONDS = "0.1"
@@ -68,7 +67,7 @@ class Handler:
         mask.write_text(f"{batch['peak']}")
         self.before_record(batch["case"])
         volumes = {"volume_mm3": f"{batch['peak']:.1f}", "voxels": batch["peak"], "seconds": SECONDS}
-        self.cohort.done(volumes, files={"pred": mask, "synthetic": None})
+        self.cohort.done(f"{batch['peak']:.1f} mm3", volumes, files={"pred": mask, "synthetic": None})
 
 
 def write_scan(path: Path, peak: float, *, shape: Sequence[int] = SHAPE) -> None:
@@ -267,6 +266,16 @@ def test_an_earlier_result_of_a_case_that_fails_now_is_removed(data: Path, outpu
 
 
 # resuming
+
+
+def test_a_case_that_cannot_be_read_is_not_recorded_with_the_files_of_the_one_before(data: Path, output: Path) -> None:
+    run(data, output)
+    cohort, evaluator = open_cohort(data, output, resume=True)
+    cohort.cases[1] = dataclasses.replace(cohort.cases[1], problem="half of it is missing")
+    with pytest.raises(RuntimeError, match="half of it is missing"):
+        cohort.run(evaluator)
+    record = json.loads((output / "b" / "b_result.json").read_text())
+    assert record["error"] == "half of it is missing" and record["inputs"] == []
 
 
 def test_resume_leaves_what_is_complete(data: Path, output: Path, messages: Callable[[], list[str]]) -> None:
@@ -468,57 +477,3 @@ def test_cases_of_one_name_are_refused(data: Path, output: Path) -> None:
     entries = [{"image": str(data / "a_T2.nii.gz")}, {"image": [str(data / "a_T2.nii.gz")]}]
     with pytest.raises(ValueError, match="several cases are called a_T2"):
         Cohort(Dataset(entries), output_dir=str(output), weights=[], made_with={})
-
-
-# settings
-
-
-class Kind(Enum):
-    ROUND = "round"
-
-
-def settings(**made_with: Any) -> dict[str, str]:
-    output = made_with.pop("output", "out")
-    return Cohort(Dataset([]), output_dir=output, weights=[], made_with=made_with).settings
-
-
-def test_described_values() -> None:
-    plain = {"a": (1, 2.5, True, None), Kind.ROUND: {"z", "y"}, "p": Path("x"), "d": torch.float32, "n": np.arange(2)}
-    assert described(plain) == {
-        "a": [1, 2.5, True, None],
-        "Kind.ROUND": ["y", "z"],
-        "p": "x",
-        "d": "torch.float32",
-        "n": [0, 1],
-    }
-    assert described([Kind.ROUND, write_scan]) == ["round", f"{__name__}.write_scan"]
-    assert described(threading.Lock()) == "_thread.lock"
-    assert described(functools.partial(write_scan, peak=2)) == [f"{__name__}.write_scan", [], {"peak": 2}]
-    circle: list[Any] = [1]
-    circle.append(circle)
-    assert described(circle) == [1, "..."]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (ToDisplayRanged("a"), ToDisplayRanged("b")),
-        (Compose([CopyItemsd("a", names="b")]), Compose([CopyItemsd("a", names="c")])),
-        (Lambdad("a", lambda x: x > 1), Lambdad("a", lambda x: x > 2)),
-        (nn.Conv3d(1, 1, 3, padding=1), nn.Conv3d(1, 1, 3, padding=2)),
-        (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ELU())),
-        (SaveImaged("a", output_dir="out"), SaveImaged("a", output_dir="out", output_dtype=np.uint8)),
-    ],
-)
-def test_settings_that_differ_are_told_apart_and_equal_ones_are_not(one: Any, other: Any) -> None:
-    assert settings(step=one) != settings(step=other)
-    again = type(one)  # a second instance of the same is the same
-    if again is nn.Conv3d:
-        assert settings(step=one) == settings(step=nn.Conv3d(1, 1, 3, padding=1)), "weights are no settings"
-    if again is Compose:
-        assert settings(step=one) == settings(step=Compose([CopyItemsd("a", names="b")]))
-
-
-def test_the_folder_of_the_outputs_is_no_setting() -> None:
-    first, second = (settings(step=SaveImaged("a", output_dir=name), output=name) for name in ("here", "there"))
-    assert first == second

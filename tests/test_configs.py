@@ -196,7 +196,7 @@ def test_overrides_change_only_what_the_base_has(name: str) -> None:
     """A misspelled key is accepted in silence by MONAI, and the run goes on with the base's value."""
     introduced = {
         "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"}
-        | {"flips", "ensemble"}
+        | {"flips", "ensemble", "most_places", "smallest_mm3"}
         | LOCALIZER,
         "localize.json": LOCALIZER,
         "pretrain.json": set(),
@@ -281,17 +281,21 @@ def test_evaluation_localizes_as_inference_does_with_the_localizer_that_was_trai
     )
     own = {"perceptor": "@S_p"}
     assert evaluate["validate#inferer"] == {k: v for k, v in inference["inferer"].items() if k != "compile"} | own
-    for key in (key for key in inference if key.startswith("localize") and key != "localizer_path"):
+    shared = [key for key in inference if key.startswith("localize") and key != "localizer_path"]
+    for key in [*shared, "most_places", "flips", "ensemble"]:
         assert evaluate[key] == inference[key], key
     for key in ("localizer_pooling", "localizer_patch_size", "localizer_features"):
         assert localize[key] == inference[key], key
     assert localize["network_def"] == inference["localizer_def"]
 
 
-def test_inference_removes_parts_of_a_mask_by_their_volume() -> None:
+@pytest.mark.parametrize(("name", "parent"), [("inference.json", None), ("evaluate.json", "evaluate")])
+def test_parts_of_a_mask_are_removed_by_their_volume(name: str, parent: str | None) -> None:
     """A part of 27 and one of 18 voxels of 1 mm3: the smaller one goes, and with smallest_mm3 0 neither."""
-    config = read("inference.json")
-    (found,) = [t for t in config["postprocessing"]["transforms"] if t["_target_"] == "RemoveSmallObjectsd"]
+    config = read(name)
+    transforms = (config[parent] if parent else config)["postprocessing"]["transforms"]
+    (found,) = [t for t in transforms if t["_target_"] == "RemoveSmallObjectsd"]
+    assert config["smallest_mm3"] == read("inference.json")["smallest_mm3"]
     mask = torch.zeros(1, 12, 12, 12)
     mask[0, 1:4, 1:4, 1:4] = 1
     mask[0, 7:10, 7:10, 7:9] = 1
@@ -431,7 +435,7 @@ def test_training_does_not_write_into_the_cached_scans(
             assert all(torch.equal(sample[key], expected[key]) for key in ("image", "target", "label"))
     for now, then in zip(dataset._cache, before, strict=True):
         assert now.keys() == then.keys()
-        assert all(torch.equal(now[key], then[key]) for key in ("image", "target", "label", "sampling"))
+        assert all(torch.equal(now[key], then[key]) for key in ("image", "target", "label"))
 
 
 def data_sources(workflow: ConfigWorkflow) -> list[str]:

@@ -5,6 +5,7 @@ TorchScript, ONNX and the exporters of MONAI do not go here, nor packing a relea
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -85,3 +86,17 @@ def test_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "best.pt" in caplog.text
     with pytest.raises(SystemExit, match="2"):
         main(["--run", str(run)])
+
+
+def test_a_localizer_names_the_weights_it_belongs_to(tmp_path: Path) -> None:
+    run, weights, output = (
+        make_run(tmp_path / "run", network().state_dict()),
+        tmp_path / "m.pt",
+        tmp_path / "l" / "l.pt",
+    )
+    command = ["--run", str(run), "--output", str(output), "--localizes", str(weights)]
+    assert main(command) == 1 and not output.exists()  # there are none yet
+    weights.write_bytes(b"abc")
+    assert main(command) == 0
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # sha256 of "abc", as NIST publishes it
+    assert json.loads((tmp_path / "l" / "l.json").read_text()) == {"weights_sha256": known}

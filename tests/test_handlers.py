@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ignite.engine import Engine
 from matplotlib.image import imread
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.transforms import AsDiscreted, Compose, CopyItemsd, LoadImaged, SaveImaged
+from monai.transforms import AsDiscreted, Compose, CopyItemsd, LoadImaged, RemoveSmallObjectsd, SaveImaged
 from torch import Tensor, nn
 
 from scripts.cohort import Cohort
@@ -33,7 +33,7 @@ from scripts.handlers import (
     WeightsLoader,
 )
 from scripts.per_case import read_per_case
-from scripts.transforms import NameByCased, SplitPredictiond
+from scripts.transforms import AddRefinedd, NameByCased, SplitPredictiond
 
 SHAPE, SPACING = (20, 18, 12), (1.0, 1.0, 2.0)
 TUMOR = (slice(6, 12), slice(5, 11), slice(3, 8))
@@ -82,7 +82,14 @@ def entries(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def evaluator(
-    data: list[dict[str, Any]], output: Path, handler: Any = None, *, channels: int = 4, truth: bool = True
+    data: list[dict[str, Any]],
+    output: Path,
+    handler: Any = None,
+    *,
+    channels: int = 4,
+    truth: bool = True,
+    smallest_mm3: float = 0.0,
+    inferer: Callable = lambda inputs, network: network(inputs),
 ) -> SupervisedEvaluator:
     """The evaluator of evaluate.json (or, without truth, of inference.json with its handler) without resampling."""
     keys = ["image", "target", "label"] if truth else ["image"]
@@ -94,8 +101,10 @@ def evaluator(
         CopyItemsd("pred", names="working"),
         SplitPredictiond("pred"),
         NameByCased(saved),
-        CopyItemsd("pred", names="probability"),
-        AsDiscreted("pred", threshold=0.5),
+        AddRefinedd(),
+        AsDiscreted(["pred", "y_r", "mean"], threshold=0.5, allow_missing_keys=True),
+        CopyItemsd("pred", names="with_small_parts"),
+        RemoveSmallObjectsd("pred", min_size=smallest_mm3, by_measure=True),  # type: ignore[arg-type]
     ]
     for name in saved:
         postprocessing.append(
@@ -118,7 +127,7 @@ def evaluator(
         loader,
         Network(channels),
         prepare_batch=PrepareInputs(["image"]),
-        inferer=lambda inputs, network: network(inputs),
+        inferer=inferer,
         postprocessing=Compose(postprocessing),
         val_handlers=[handler],
     )
@@ -254,6 +263,38 @@ def test_volumes_and_overlays_with_and_without_tumor(
     assert green[0] > 10 * green[1] > 0  # both legends have a green line, only one picture has contours
     messages = [record.message for record in caplog.records if record.name == "scripts.cohort"]
     assert [message.split(",")[0] for message in messages] == ["found: 360.0 mm3", "healthy: no tumor found"]
+
+
+def test_what_was_removed_and_where_was_looked_is_told(
+    tmp_path: Path, entries: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Inferer:
+        looked_at = "3 regions"
+
+        def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
+            caplog.records.clear()  # before the first case
+
+        def __call__(self, inputs: Tensor, network: torch.nn.Module) -> Tensor:
+            return network(inputs)
+
+    data = [{"case": entries[0]["case"], "image": entries[0]["image"]}]
+    with caplog.at_level("INFO", logger="scripts.cohort"):
+        evaluator(data, tmp_path, truth=False, smallest_mm3=TUMOR_MM3 + 1, inferer=Inferer()).run()
+    (row,) = volumes(tmp_path)
+    assert (row["volume_mm3"], row["removed_mm3"], row["looked_at"]) == ("0.0", f"{TUMOR_MM3}", "3 regions")
+    message, *_ = [record.message for record in caplog.records if record.name == "scripts.cohort"]
+    assert message.startswith(f"found: no tumor found ({TUMOR_MM3} mm3 in small parts removed), ")
+
+
+def test_global_image_metrics_are_missing_where_the_cascade_did_not_look(
+    tmp_path: Path, entries: list[dict[str, Any]]
+) -> None:
+    def localized(inputs: Tensor, network: torch.nn.Module) -> Tensor:
+        return network(inputs)
+
+    localized.localized = True  # type: ignore[attr-defined]
+    row = evaluate(entries[:1], tmp_path, inferer=localized)["found", "full_scan", "y_f"]
+    assert math.isnan(row["psnr_global"]) and math.isnan(row["ssim_global"]) and row["psnr_local"] > 0
 
 
 def test_a_case_is_complete_when_all_its_files_are_written(tmp_path: Path, entries: list[dict[str, Any]]) -> None:

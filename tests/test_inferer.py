@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.inferer import CascadeInferer, FullScanInferer, SegmentationInferer, foreground_box
+from scripts.export import export
+from scripts.inferer import (
+    CascadeInferer,
+    FullScanInferer,
+    SegmentationInferer,
+    find_localizer,
+    foreground_box,
+    load_localizer,
+)
+from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import Cascade, TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 
@@ -197,26 +206,29 @@ def test_roi_size_may_be_a_list() -> None:
 # flips and ensembles
 
 
+class Corner(nn.Module):
+    """Tumor in the voxels of a window before its middle, along all axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.full_like(x[:, :1], -60.0)
+        logits[:, :, : x.shape[2] // 2, : x.shape[3] // 2, : x.shape[4] // 2] = 60.0
+        return logits
+
+
 def test_flips_are_undone_before_the_mean() -> None:
-    x_s = volume(1, 1, 30, 21, 7)
-    flips = [[0], [1], [2], [0, 1]]
-    out = CascadeInferer(WINDOW, flips=flips)(x_s, Voxelwise())
-    assert torch.allclose(out, CascadeInferer(WINDOW)(x_s, Voxelwise()), atol=ATOL)  # a voxelwise network is symmetric
+    """The corner is found in the window as it is, and in its mirror image where it is mirrored."""
+    out = SegmentationInferer(WINDOW, flips=[[1], [2], [0, 1]])(torch.zeros(1, 1, *WINDOW), Corner())[0, 0]
+    expected = torch.zeros(WINDOW)
+    low, high = slice(0, 8), slice(8, 16)
+    expected[low, low, :2] += 1
+    expected[low, high, :2] += 1
+    expected[low, low, 2:] += 1
+    expected[high, high, :2] += 1
+    assert torch.allclose(out, expected / 4, atol=ATOL)
 
 
-def test_flips_average_the_mirrored_windows() -> None:
-    class FirstHalf(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            logits = torch.full_like(x, -60.0)
-            logits[:, :, :8] = 60.0
-            return logits
-
-    out = SegmentationInferer(WINDOW, flips=[[0]])(torch.zeros(1, 1, *WINDOW), FirstHalf())
-    assert torch.allclose(out, torch.tensor(0.5), atol=ATOL)
-
-
-@pytest.mark.parametrize("flips", [[[]], [[3]], [[0], [-1]]])
-def test_flips_along_no_axis_are_refused(flips: list[list[int]]) -> None:
+@pytest.mark.parametrize("flips", [[[]], [[3]], [[0], [-1]], [[0, 0]], [1]])
+def test_flips_along_no_axis_are_refused(flips: list) -> None:
     with pytest.raises(ValueError, match="flips"):
         CascadeInferer(WINDOW, flips=flips)
 
@@ -241,6 +253,24 @@ def test_weights_of_another_network_are_no_member_of_an_ensemble(tmp_path: Path)
         CascadeInferer(WINDOW, ensemble=[str(path)])(volume(1, 1, *WINDOW), TISSNet(1, features=TINY))
 
 
+def test_the_ensemble_is_loaded_before_the_first_scan(tmp_path: Path) -> None:
+    network = TISSNet(1, features=TINY)
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        CascadeInferer(WINDOW, ensemble=[str(tmp_path / "none.pt")]).prepare(network, torch.device("cpu"))
+    with pytest.raises(ValueError, match="expected the CPU"):
+        CascadeInferer(WINDOW, engine="openvino").prepare(network, torch.device("cuda"))
+
+
+def test_the_network_is_in_eval_mode_meanwhile_and_as_before_afterwards() -> None:
+    torch.manual_seed(0)
+    network = UNet2d5(1, 1, features=TINY, dropout=[0.5] * 5)
+    x_s, inferer = volume(1, 1, *WINDOW), SegmentationInferer(WINDOW)
+    for _ in range(2):  # the second time with what was prepared the first time
+        assert torch.equal(inferer(x_s, network.train()), inferer(x_s, network)) and network.training
+        assert not network.eval().training and torch.equal(inferer(x_s, network), inferer(x_s, network))
+        assert not network.training
+
+
 # localize, then refine
 
 
@@ -254,7 +284,7 @@ class Bright(nn.Module):
 def scan(*places: tuple[slice, slice, slice]) -> Tensor:
     """A gray head of 96 x 96 x 24 voxels in air, with bright places."""
     x_s = torch.full((1, 1, 112, 104, 24), -1.0)
-    x_s[:, :, 8:104, 4:100] = 0.0
+    x_s[:, :, 8:104, 4:100] = -0.2
     for place in places:
         x_s[(0, 0, *place)] = 1.0
     return x_s
@@ -298,6 +328,28 @@ def test_the_most_suspicious_place_is_looked_at_in_any_case() -> None:
     inferer(x_s, Voxelwise())
     (region,) = inferer.regions
     assert all(side.start <= n < side.stop for side, n in zip(region, (61, 61, 10), strict=True))
+
+
+def test_a_tumor_below_the_threshold_is_found_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Longer than a window, and less suspicious than the threshold everywhere."""
+    x_s = scan()
+    x_s[0, 0, 40:66, 60:66, 10:12] = 0.44
+    inferer = full_scan()
+    out = inferer(x_s, Voxelwise())
+    assert inferer.localized and inferer.places == 0
+    assert int((out[:, 0] > 0.5).sum()) == 26 * 6 * 2
+    assert inferer.looked_at == "1 region" and inferer.cut == 0
+
+
+def test_what_was_left_out_and_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A second place beyond `most_places`; a mask that leaves the first one's region where nothing is suspected."""
+    x_s = scan((slice(40, 47), slice(50, 56), slice(10, 13)), FAR)
+    x_s[0, 0, 51:80, 42, 10:13] = 0.2  # found by the network alone, from within the region
+    inferer = full_scan(most_places=1)
+    inferer(x_s, Voxelwise())
+    assert (inferer.places, inferer.cut) == (2, 1) and len(inferer.regions) == 1
+    (record,) = [r for r in caplog.records if r.name == "scripts.inferer" and r.levelname == "WARNING"]
+    assert "1 region, the most suspicious 1 of 2 places; 1 part(s) of the mask end at their" in record.getMessage()
 
 
 def test_a_region_grows_while_the_mask_leaves_it() -> None:
@@ -354,3 +406,57 @@ def test_the_box_of_the_foreground_passes_over_single_voxels_of_noise() -> None:
     x_s[0, 0, 110, 2, 5] = 0.0
     assert foreground_box(x_s) == (slice(8, 104), slice(4, 100), slice(0, 24))
     assert foreground_box(torch.full((1, 1, 5, 6, 7), -1.0)) == (slice(0, 5), slice(0, 6), slice(0, 7))
+
+
+# the localizer's weights
+
+
+def released(folder: Path, *, pooling: tuple[int, ...] = (4, 4, 1)) -> tuple[Path, Path]:
+    """Exports a cascade and its localizer; returns both files."""
+    weights, path = folder / "model.pt", folder / "localizer" / "localizer.pt"
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    best = folder / "run" / "checkpoints" / "best.pt"
+    torch.save(TISSNet(1, features=TINY).state_dict(), best)
+    export(folder / "run", weights)
+    torch.save(Localizer(1, features=TINY, pooling=pooling).state_dict(), best)
+    export(folder / "run", path, localizes=weights)
+    return weights, path
+
+
+def test_a_localizer_is_used_with_the_weights_it_belongs_to_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, path = released(tmp_path)
+    assert find_localizer(str(weights)) == str(path)
+    other = weights.with_name("other.pt")
+    torch.save(TISSNet(1, features=TINY).state_dict(), other)
+    assert not caplog.records
+    assert find_localizer(str(other)) is None
+    assert f"{path} is not used" in caplog.text and "--localizes" in caplog.text
+    path.with_suffix(".json").unlink()
+    assert find_localizer(str(weights)) is None
+    path.unlink()
+    caplog.clear()
+    assert find_localizer(str(weights)) is None and not caplog.records
+
+
+def test_a_localizer_is_loaded_and_frozen(tmp_path: Path) -> None:
+    _, path = released(tmp_path)
+    loaded = load_localizer(Localizer(1, features=TINY), path=str(path))
+    assert loaded is not None and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    state = torch.load(path, weights_only=True)
+    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in loaded.state_dict().items())
+
+
+def test_a_localizer_of_other_blocks_is_refused(tmp_path: Path) -> None:
+    _, path = released(tmp_path, pooling=(2, 2, 2))
+    with pytest.raises(ValueError, match=r"pooling \[2, 2, 2\], found \[4, 4, 1\]: set localizer_pooling"):
+        load_localizer(Localizer(1, features=TINY), path=str(path))
+
+
+def test_without_path_or_wish_there_is_no_localizer_but_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    network = Localizer(1, features=TINY)
+    assert load_localizer(network, path=None) is None
+    assert load_localizer(network, path=str(tmp_path / "no.pt"), localize=False) is None
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_localizer(network, path=str(tmp_path / "no.pt"))

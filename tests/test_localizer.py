@@ -1,14 +1,12 @@
-"""Tests of scripts.networks.localizer: grids, borders, finding and loading weights. Regions: test_inferer.py."""
+"""Tests of scripts.networks.localizer: grids and borders. Its weights and the regions: test_inferer.py."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.networks.localizer import Localizer, find_localizer, load_localizer
+from scripts.networks.localizer import Localizer
 
 TINY = (4, 4, 8, 8, 8)
 
@@ -48,24 +46,3 @@ def test_any_size_works_and_gradients_flow() -> None:
 def test_wrong_pooling_is_refused(pooling: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected three whole numbers"):
         Localizer(1, pooling=pooling, features=TINY)
-
-
-def test_it_is_found_beside_the_weights_it_belongs_to(tmp_path: Path) -> None:
-    weights = tmp_path / "model.pt"
-    assert find_localizer(str(weights)) is None
-    (tmp_path / "localizer").mkdir()
-    path = tmp_path / "localizer" / "localizer.pt"
-    trained = Localizer(1, features=TINY)
-    torch.save(trained.state_dict(), path)
-    assert find_localizer(str(weights)) == str(path)
-    loaded = load_localizer(Localizer(1, features=TINY), path=str(path))
-    assert loaded is not None and not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), trained.parameters(), strict=True))
-
-
-def test_without_path_or_wish_there_is_none_but_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    network = Localizer(1, features=TINY)
-    assert load_localizer(network, path=None) is None
-    assert load_localizer(network, path=str(tmp_path / "no.pt"), localize=False) is None
-    with pytest.raises(FileNotFoundError, match="no weights at"):
-        load_localizer(network, path=str(tmp_path / "no.pt"))

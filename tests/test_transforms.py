@@ -18,6 +18,7 @@ from monai.transforms import Compose, Invertd, SaveImaged, Spacingd
 from scipy.spatial.transform import Rotation
 
 from scripts.transforms import (
+    AddRefinedd,
     CropAroundTumord,
     LoadScansd,
     NameByCased,
@@ -441,6 +442,15 @@ def test_split_prediction(channels: int) -> None:
 def test_split_refuses_other_channel_numbers(channels: int) -> None:
     with pytest.raises(ValueError, match=f"{channels} channels: expected 1, 4 or 5"):
         SplitPredictiond("pred")({"pred": torch.zeros(channels, 2, 2, 2)})
+
+
+def test_refined_masks_by_hand() -> None:
+    """y_r = y_c (1 - y_e) + (1 - y_c) y_e, and its mean with y_f; a plain segmentor's mask stays alone."""
+    y_f, y_c, y_e = (MetaTensor(torch.full((1, 1, 1, 1), value)) for value in (0.9, 0.8, 0.25))
+    out = AddRefinedd()({"pred": y_f, "coarse": y_c, "error": y_e})
+    assert out["y_r"].item() == pytest.approx(0.8 * 0.75 + 0.2 * 0.25)
+    assert out["mean"].item() == pytest.approx((0.9 + 0.65) / 2)
+    assert set(AddRefinedd()({"pred": y_f})) == {"pred"}
 
 
 def test_display_range_by_hand() -> None:

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import csv
 import errno
-import functools
-import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import Dataset, list_data_collate
 from monai.utils import ensure_tuple
-from torch import nn
 
+from scripts.data.record import sha256
 from scripts.data.wholefile import whole_file
+from scripts.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
-VOLUME_COLUMNS = ("case", "volume_mm3", "voxels", "seconds", "pred", "synthetic", "error")
+VOLUME_COLUMNS = (
+    *("case", "volume_mm3", "voxels", "removed_mm3", "looked_at", "seconds"),
+    *("pred", "synthetic", "error"),
+)
 FAILED_COLUMNS = ("case", "files", "error")
 METADATA = Path(__file__).parents[1] / "configs" / "metadata.json"
 
@@ -82,7 +82,7 @@ class Cohort:
         self.dataset = dataset
         self.output_dir = Path(output_dir)
         self.weights = [Path(path) for item in ensure_tuple(weights) for path in ensure_tuple(item) if path]
-        self.settings = {name: self._digest(component) for name, component in made_with.items()}
+        self.settings = {name: fingerprint(component, besides=self.output_dir) for name, component in made_with.items()}
         self.resume = resume
         self.cases = [_case_of(entry, index) for index, entry in enumerate(dataset.data)]
         names = [case.name for case in self.cases]
@@ -114,7 +114,7 @@ class Cohort:
     def __iter__(self) -> Iterator[Any]:
         store = self._store or self._open_store()
         version = json.loads(METADATA.read_text(encoding="utf-8"))["version"]
-        self.made_with = {"version": version, "weights": [_sha256(path) for path in self.weights], **self.settings}
+        self.made_with = {"version": version, "weights": [sha256(path) for path in self.weights], **self.settings}
         self._same_everywhere(store)
         while (position := int(store.add("taken", 1))) <= len(self.cases):
             self._position, self._begin = position, time.perf_counter()
@@ -132,10 +132,11 @@ class Cohort:
             yield batch
         self.current = None
 
-    def done(self, volumes: Mapping[str, Any], *, files: Mapping[str, Path | None]) -> None:
+    def done(self, found: str, volumes: Mapping[str, Any], *, files: Mapping[str, Path | None]) -> None:
         """Records the current case as complete; to be called when all its files are written.
 
         Args:
+            found: what was found, in words, for the log.
             volumes: its columns of volumes.csv but for the files.
             files: what was written, by the names of volumes.csv's columns and others.
         """
@@ -147,7 +148,7 @@ class Cohort:
         logger.info(
             "%s: %s, %s s, with reading and writing %.1f s; %d of %d%s",
             case.name,
-            f"{volumes['volume_mm3']} mm3" if volumes["voxels"] else "no tumor found",
+            found,
             volumes["seconds"],
             time.perf_counter() - self._begin,
             self._position,
@@ -194,7 +195,7 @@ class Cohort:
     def _same_everywhere(self, store: Any) -> None:
         """Refuses processes that see other scans or weights, where a number would mean another case."""
         cases = [[case.name, *(path.name for path in case.files)] for case in self.cases]
-        own = self._digest([cases, self.made_with])
+        own = fingerprint([cases, self.made_with], besides=self.output_dir)
         if store.compare_set("all", "", own).decode() != own:
             raise ValueError(
                 f"this process (rank {_environment('RANK', 0)}) found other scans, weights or settings than the first "
@@ -203,10 +204,11 @@ class Cohort:
 
     def _complete(self, case: Case) -> bool:
         """Whether the case's result can stay; says in the log why not."""
+        self._inputs = []  # not those of the case before, if these cannot be read
         if case.problem is not None:
             raise ValueError(case.problem)
         self._inputs = [
-            {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)} for path in case.files
+            {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in case.files
         ]
         if not self.resume:
             return False
@@ -318,63 +320,6 @@ class Cohort:
             f"complete. The first, {name}: {message}"
         )
 
-    def _digest(self, value: Any) -> str:
-        """A hash of settings, whatever the folder of the outputs is."""
-        text = json.dumps(described(value), sort_keys=True)
-        own = text.replace(json.dumps(str(self.output_dir)), '"output_dir"')
-        return hashlib.sha256(own.encode()).hexdigest()
-
-
-def described(value: Any, *, inside: tuple[int, ...] = ()) -> Any:
-    """What a component of a config is set to, as JSON can hold it: its class and attributes, and theirs.
-
-    Networks are described by their layers' settings, not by their weights; objects of other libraries (locks, random
-    states) by their class alone.
-
-    Args:
-        value: a component, or a value of one.
-        inside: what it is an attribute of, by id; for references in circles.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Enum):
-        return described(value.value)
-    if isinstance(value, Path | torch.dtype | torch.device):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.tolist()
-    if id(value) in inside:
-        return "..."
-    inside = (*inside, id(value))
-    if isinstance(value, nn.Module):
-        return {
-            name: [
-                type(layer).__qualname__,
-                {
-                    key: described(item, inside=inside)
-                    for key, item in vars(layer).items()
-                    if not key.startswith("_") and key != "training"
-                },
-            ]
-            for name, layer in value.named_modules()
-        }
-    if isinstance(value, Mapping):
-        return {str(key): described(item, inside=inside) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [described(item, inside=inside) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((described(item, inside=inside) for item in value), key=repr)
-    if isinstance(value, functools.partial):
-        return [described(item, inside=inside) for item in (value.func, value.args, value.keywords)]
-    if getattr(value, "__name__", None) == "<lambda>":
-        code = value.__code__
-        return [code.co_code.hex(), described([*code.co_names, *code.co_consts], inside=inside)]
-    named = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{named.__module__}.{named.__qualname__}"
-    if named is value or not name.startswith(("monai.", "scripts.")):
-        return name
-    return [name, described(vars(value), inside=inside)]
-
 
 def _case_of(entry: Mapping[str, Any], index: int) -> Case:
     image = entry["image"]
@@ -392,11 +337,6 @@ def _cause(error: BaseException) -> BaseException:
     while str(error).startswith("applying transform") and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _environment(name: str, default: int) -> int:

@@ -11,11 +11,14 @@ import importlib.util
 import itertools
 import logging
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from scripts.trainer import missing_for_compile
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +27,15 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class Engine:
-    """Runs modules on tensors, compiled anew only when a module's weights or the input's shape change.
+    """Runs modules on tensors, compiled once for every shape of input.
 
     Args:
-        name: "torch"; "openvino", for tensors on a CPU; or "auto", OpenVINO on a CPU where it is installed, else torch.
+        name: "torch"; "openvino", for tensors on a CPU; or "auto", OpenVINO on a CPU where it is installed and can run
+            the module, else torch.
         precision: "float32"; "bfloat16"; or "auto", bfloat16 on CUDA and with OpenVINO on processors that compute in
             it, else float32. Results are float32 always.
         compile: whether torch compiles the module (`torch.compile`, with CUDA graphs on a GPU): worth its minute for
-            many windows.
+            many windows. OpenVINO always compiles.
 
     Raises:
         ValueError: an unknown name or precision; "openvino" for a tensor that is not on a CPU.
@@ -44,24 +48,34 @@ class Engine:
         self.name = name
         self.precision = precision
         self.compile = compile
-        self._compiled: dict[int, tuple[Any, Callable[[Tensor], Tensor]]] = {}  # by module, the newest only
+        self._compiled: dict[nn.Module, dict[tuple[Any, ...], Callable[[Tensor], Tensor]]] = {}
+        self._checksums: dict[nn.Module, int] = {}
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Computes module(x), float32, on the device of x; the module is in eval mode and one tensor comes out."""
-        # the module itself is kept too, so that its id stays its own
-        key = (module, tuple(x.shape), x.device, tuple(map(_state, _tensors(module))))
-        known = self._compiled.get(id(module))
-        if known is None or known[0] != key:
-            known = (key, self._prepare(module, x))
-            self._compiled[id(module)] = known
-        return known[1](x)
+        runs = self._compiled.setdefault(module, {})
+        key = (tuple(x.shape), x.device)
+        if key not in runs:
+            runs[key] = self._prepare(module, x)
+        return runs[key](x)
+
+    def refresh(self, module: nn.Module, device: torch.device) -> None:
+        """Drops what was compiled if the module's weights have changed; to be called before a volume, not a window.
+
+        By their content: optimizers with fused kernels write to weights without a trace in tensors' version counters.
+        """
+        if self.chosen(device)[0] == "openvino":
+            checksum = _checksum(module)
+            if self._checksums.get(module) != checksum:
+                self._compiled.pop(module, None)
+            self._checksums[module] = checksum
 
     def chosen(self, device: torch.device) -> tuple[str, str]:
         """The engine and precision, "auto" resolved, for tensors on a device."""
         on_cpu = device.type == "cpu"
         name = self.name
         if name == "auto":
-            name = "openvino" if on_cpu and importlib.util.find_spec("openvino") else "torch"
+            name = "openvino" if on_cpu and _openvino_starts() else "torch"
         if name == "openvino" and not on_cpu:
             raise ValueError(f'engine "openvino" for a tensor on {device}: expected the CPU; use "torch" or "auto".')
         precision = self.precision
@@ -77,7 +91,7 @@ class Engine:
             return self._torch(module, x.device, precision)
         try:
             return _openvino_stages(module, x) if precision == "bfloat16" else _openvino(module, (x,), "float32")
-        except RuntimeError as error:
+        except Exception as error:  # OpenVINO has classes of its own for what it cannot convert
             if self.name == "openvino":
                 raise
             logger.warning("OpenVINO cannot run this network (%s): going on with torch, slower.", error)
@@ -86,13 +100,15 @@ class Engine:
     def _torch(self, module: nn.Module, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
         forward: Callable[[Tensor], Tensor] = module
         layout = torch.channels_last_3d if device.type == "cuda" else torch.preserve_format
-        if self.compile:
+        if self.compile and (missing := missing_for_compile(device)):
+            logger.warning("inference without torch.compile, which needs %s here: slower.", " and ".join(missing))
+        elif self.compile:
             forward = torch.compile(module, mode="reduce-overhead", dynamic=False)
 
         def run(x: Tensor) -> Tensor:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                 out = forward(x.to(memory_format=layout)).float()
-            return out.clone() if self.compile else out  # the next run overwrites what a CUDA graph gave
+            return out if forward is module else out.clone()  # the next run overwrites what a CUDA graph gave
 
         return run
 
@@ -123,9 +139,12 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
 
 def _openvino_stages(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The module in bfloat16 on OpenVINO, but for those of its stages that are sensitive; see `outputs.Stage`."""
-    stages = module.stages(x) if hasattr(module, "stages") else []  # type: ignore[operator]
-    if not stages:
+    if not hasattr(module, "stages"):
         return _openvino(module, (x,), "bfloat16")
+    stages = module.stages(x)  # type: ignore[operator]
+    if not stages:
+        logger.info("float32 after all: bfloat16 would cost accuracy, as this network cannot be divided into stages.")
+        return _openvino(module, (x,), "float32")
     values, runs = [x], []
     for stage in stages:
         inputs = [values[i] for i in stage.inputs]
@@ -156,14 +175,25 @@ def _core() -> Any:
     return core
 
 
+def _openvino_starts() -> bool:
+    """Whether OpenVINO is installed and loads; says so where it is there but broken."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    try:
+        _core()
+    except Exception as error:  # a broken installation fails in many ways
+        logger.warning("OpenVINO is installed but does not start (%s): going on with torch, slower.", error)
+        return False
+    return True
+
+
 def _processor_has_bfloat16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _tensors(module: nn.Module) -> itertools.chain[Tensor]:
-    return itertools.chain(module.parameters(), module.buffers())
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a tensor is replaced or written to; tensors of the inference mode do not count writes."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def _checksum(module: nn.Module) -> int:
+    checksum = 0
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        checksum = zlib.crc32(content, checksum)
+    return checksum

@@ -1,6 +1,7 @@
 """Turns a run's best checkpoint into the weights that are shipped, a float16 state dict. MONAI exports other formats.
 
     python -m scripts.export --run runs/vs_tissnet --output models/model.pt
+    python -m scripts.export --run runs/vs_localizer --output models/localizer/localizer.pt --localizes models/model.pt
 
 Training, evaluation and packing a release do not go here.
 """
@@ -8,6 +9,7 @@ Training, evaluation and packing a release do not go here.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import pickle
 import sys
@@ -15,22 +17,27 @@ from pathlib import Path
 
 import torch
 
+from scripts.data.record import sha256
 from scripts.data.wholefile import whole_file
 
 logger = logging.getLogger(__name__)
 
 
-def export(run: Path, output: Path) -> int:
+def export(run: Path, output: Path, *, localizes: Path | None = None) -> int:
     """Writes the run's best weights in half precision, in one step; returns the file's size in bytes.
 
     Args:
         run: folder of a run, with checkpoints/best.pt, a network's state dict.
         output: the file to write; missing folders are made.
+        localizes: for a localizer, the exported weights of the cascade that it belongs to; a .json file beside `output`
+            names them by their sha256, see `inferer.find_localizer`.
 
     Raises:
-        FileNotFoundError: the run has no best checkpoint.
+        FileNotFoundError: the run has no best checkpoint, or there are no weights to localize for.
         ValueError: the checkpoint is not a plain state dict, or holds NaN or infinite weights (also after rounding).
     """
+    if localizes is not None and not localizes.is_file():
+        raise FileNotFoundError(f"no weights at {localizes}: export those of the cascade first.")
     source = run / "checkpoints" / "best.pt"
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: expected the run of a finished training, which validated at least once.")
@@ -49,6 +56,9 @@ def export(run: Path, output: Path) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as partial:
         torch.save(half, partial)
+    if localizes is not None:
+        with whole_file(output.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps({"weights_sha256": sha256(localizes)}) + "\n", encoding="utf-8")
     return output.stat().st_size
 
 
@@ -57,10 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--localizes", type=Path, help="weights of the cascade that this localizer belongs to")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
-        size = export(args.run, args.output)
+        size = export(args.run, args.output, localizes=args.localizes)
     except (FileNotFoundError, ValueError) as error:
         logger.error("%s", error)
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,6 @@ from monai.engines import IterationEvents
 from scripts.cohort import Cohort
 from scripts.data.wholefile import whole_file
 from scripts.figures import case_figure, overlay_figure, read_volume
-from scripts.losses import refine
 from scripts.metrics import segmentation_metrics, synthesis_metrics
 from scripts.per_case import read_per_case, write_per_case
 from scripts.trainer import load_weights
@@ -78,9 +78,9 @@ class EvaluationHandler(_CaseHandler):
         output_dir: where to write.
         protocol: "full_scan" or "paper_crop", written into the rows.
 
-    Expects from postprocessing: `working` (the inferer's channels on the working grid), `pred` (mask of y_f),
-    `probability` (y_f), `coarse`, `error`, `perceptor` where there are such channels; from the data `target` and
-    `label` on the working grid, `original_label`, `case`, and the files `files_image`, `files_target`, `files_label`.
+    Expects from postprocessing: `working` (the inferer's channels on the working grid), the masks `pred` (y_f), `y_r`
+    and `mean`, and `perceptor`, a probability, where there are such channels; from the data `target` and `label` on the
+    working grid, `original_label`, `case`, and the files `files_image`, `files_target`, `files_label`.
     """
 
     def __init__(self, output_dir: str, *, protocol: str = "full_scan") -> None:
@@ -104,18 +104,17 @@ class EvaluationHandler(_CaseHandler):
         working = output["working"]
         if len(working) > 1:
             shared |= synthesis_metrics(_array(working, 1), _array(batch["target"]), _array(batch["label"]) > THRESHOLD)
+            evaluator: Any = engine
+            if getattr(evaluator.inferer, "localized", False):  # elsewhere there is no synthetic image
+                shared |= {"psnr_global": math.nan, "ssim_global": math.nan}
         if "perceptor" in output:
             perceived = _array(output["perceptor"]) >= THRESHOLD
             for name, value in segmentation_metrics(perceived, truth, spacing=spacing).items():
                 if not name.startswith("volume"):
                     shared[f"perceptibility_{name}"] = value
-        y_f = _array(output["probability"])
-        masks = {"y_f": y_f}
-        if "error" in output:
-            y_r = refine(torch.as_tensor(_array(output["coarse"])), torch.as_tensor(_array(output["error"]))).numpy()
-            masks |= {"y_r": y_r, "mean": (y_f + y_r) / 2}
-        for name, probability in masks.items():
-            metrics = segmentation_metrics(probability >= THRESHOLD, truth, spacing=spacing)
+        masks = {"y_f": output["pred"]} | {name: output[name] for name in ("y_r", "mean") if name in output}
+        for name, mask in masks.items():
+            metrics = segmentation_metrics(_array(mask) > THRESHOLD, truth, spacing=spacing)
             self.rows.append({**shared, "prediction": name, **metrics})
         self.files.append(
             {
@@ -144,7 +143,9 @@ class EvaluationHandler(_CaseHandler):
 
 
 class InferenceHandler(_CaseHandler):
-    """Draws an overlay picture beside each case's saved mask, then records its volume: the case is complete.
+    """Draws an overlay picture beside each case's saved mask, then records what was found: the case is complete.
+
+    The record has the mask's volume, that of the small parts that were removed, and where the network looked.
 
     Args:
         cohort: the evaluator's loader, which keeps the records and writes volumes.csv (mm3 per case).
@@ -153,13 +154,22 @@ class InferenceHandler(_CaseHandler):
     def __init__(self, cohort: Cohort) -> None:
         self.cohort = cohort
 
+    def started(self, engine: Engine) -> None:
+        evaluator: Any = engine
+        if hasattr(evaluator.inferer, "prepare"):
+            evaluator.inferer.prepare(evaluator.network, evaluator.state.device)
+
     def case(self, engine: Engine, batch: Mapping[str, Any], output: Mapping[str, Any], seconds: float) -> None:
+        evaluator: Any = engine
         pred = Path(str(_saved(output, "pred")))
         name = batch.get("case") or pred.name.removesuffix(".nii.gz").removesuffix("_pred")
         mask = _array(output["pred"])
         voxels = int(mask.sum())
-        volume = voxels * float(np.prod(_spacing(output["pred"])))
+        voxel = float(np.prod(_spacing(output["pred"])))
+        volume, removed = voxels * voxel, (int(_array(output["with_small_parts"]).sum()) - voxels) * voxel
         files = {key: Path(file) for key in ("pred", "synthetic", "error") if (file := _saved(output, key))}
+        found = f"{volume:.1f} mm3" if voxels else "no tumor found"
+        found += f" ({removed:.1f} mm3 in small parts removed)" if removed else ""
         files_image = batch["files_image"]
         source, spacing = read_volume(files_image if isinstance(files_image, str) else files_image[-1])
         files["overlay"] = pred.parent / f"{name}_overlay.png"
@@ -169,10 +179,16 @@ class InferenceHandler(_CaseHandler):
             prediction=read_volume(pred)[0],
             error=read_volume(files["error"])[0] if "error" in files else None,
             spacing=spacing,
-            title=f"{name}: {volume:.0f} mm3" if voxels else f"{name}: no tumor found",
+            title=f"{name}: {found}",
         )
-        volumes = {"volume_mm3": f"{volume:.1f}", "voxels": voxels, "seconds": f"{seconds:.1f}"}
-        self.cohort.done(volumes, files=files)
+        volumes = {
+            "volume_mm3": f"{volume:.1f}",
+            "voxels": voxels,
+            "removed_mm3": f"{removed:.1f}",
+            "looked_at": getattr(evaluator.inferer, "looked_at", "the whole scan"),
+            "seconds": f"{seconds:.1f}",
+        }
+        self.cohort.done(found, volumes, files=files)
 
 
 class WeightsLoader:

@@ -7,19 +7,24 @@ runs to `engine.py`.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
+from monai.networks import eval_mode
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 from torch import Tensor, nn
 
+from scripts.data.record import sha256
 from scripts.engine import Engine
+from scripts.networks.localizer import Localizer
 from scripts.outputs import CascadeOutput, MaskOutput
 from scripts.trainer import load_weights
 from scripts.transforms import BACKGROUND
@@ -79,24 +84,35 @@ class SegmentationInferer(SlidingWindowInferer):
             cval=BACKGROUND,
             progress=progress,
         )
-        wrong = [axes for axes in flips if not axes or not set(axes) <= {0, 1, 2}]
-        if wrong:
-            raise ValueError(f"flips {wrong}: expected lists of the axes 0, 1, 2, as in [[0], [1], [0, 1]].")
+        if not all(
+            isinstance(axes, Sequence) and axes and sorted({*axes} & {0, 1, 2}) == sorted(axes) for axes in flips
+        ):
+            raise ValueError(f"flips {flips}: expected lists of different axes 0, 1, 2, as in [[0], [1], [0, 1]].")
         self.size = tuple(roi_size)
         self.engine = Engine(engine, precision=precision, compile=compile)
         self.flips = [list(axes) for axes in flips]
         self.ensemble = [ensemble] if isinstance(ensemble, str) else list(ensemble)
-        self._modules: dict[int, list[nn.Module]] = {}  # by network
+        self._modules: dict[nn.Module, list[nn.Module]] = {}  # by network: it and the ensemble's, as they are run
+
+    def prepare(self, network: nn.Module, device: torch.device) -> None:
+        """Loads the ensemble and resolves the engine: what is wrong with them shows before the first scan."""
+        self.engine.chosen(torch.device(device))
+        if network not in self._modules:
+            others = [load_weights(copy.deepcopy(network), path=path) for path in self.ensemble]
+            self._modules[network] = [self.output(n) for n in (network, *others)]
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
     ) -> Tensor:
         if not torch.isfinite(inputs).all():
             raise ValueError("the network's input has NaN or infinite voxels: expected normalized values in [-1, 1].")
-        if id(network) not in self._modules:
-            self._modules[id(network)] = [self.output(n).eval() for n in (network, *self._others(network))]
+        self.prepare(network, inputs.device)
+        modules = self._modules[network]
         plain = torch.as_tensor(inputs).as_subclass(Tensor)
-        prediction = self.predict(plain, self._modules[id(network)])
+        with eval_mode(network):  # as it was before, afterwards
+            for module in modules:
+                self.engine.refresh(module.eval(), inputs.device)
+            prediction = self.predict(plain, modules)
         return convert_to_dst_type(prediction, inputs, dtype=torch.float32)[0]  # with the metadata, for Invertd
 
     def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
@@ -111,9 +127,6 @@ class SegmentationInferer(SlidingWindowInferer):
             flipped = torch.flip(x, dims)
             results += [torch.flip(self.engine(module, flipped), dims) for module in modules]
         return torch.stack(results).mean(0) if len(results) > 1 else results[0]
-
-    def _others(self, network: nn.Module) -> list[nn.Module]:
-        return [load_weights(copy.deepcopy(network), path=path) for path in self.ensemble]
 
 
 class CascadeInferer(SegmentationInferer):
@@ -138,7 +151,7 @@ class CascadeInferer(SegmentationInferer):
         prediction = super().__call__(inputs, network, *args, **kwargs)
         if self.perceptor is None or self.S_p is None:
             return prediction
-        S_p = self.S_p.to(prediction.device).eval()
+        S_p = self.S_p.to(prediction.device)
         return torch.cat([prediction, self.perceptor(prediction[:, 1:2], S_p)], dim=1)
 
 
@@ -148,8 +161,8 @@ class FullScanInferer(CascadeInferer):
     1. The box of the foreground: air is not looked at. 2. The localizer's map of the box. 3. A region for every place
     above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a
     margin and at least a window large; none for a place that lies in another's region. 4. The cascade's windows in each
-    region, which grows while a part of the mask that the localizer suspects leaves it. Without a localizer, or where
-    the regions would cost as much, windows cover the whole box.
+    region, which grows while a part of the mask that the localizer suspects leaves it. Without a localizer, or once the
+    regions, growing included, cost more than half as much, windows cover the whole box.
 
     Where regions overlap, the higher y_f decides. Outside of them y_f, y_c and y_e are 0 and x_t_syn is background.
 
@@ -160,9 +173,11 @@ class FullScanInferer(CascadeInferer):
         most_places: how many places are looked at, those of the highest probability.
         margin: voxels x, y, z around such a place.
 
-    Attributes:
-        regions: where the cascade looked in the last scan; the foreground's box if it was not localized.
-        localized: whether the last scan's regions came from the localizer.
+    Attributes, of the last scan:
+        regions: where the cascade looked; the foreground's box if it was not localized.
+        localized: whether the regions came from the localizer.
+        places: how many places the localizer suspects; if more than `most_places`, the others were left out.
+        cut: how many parts of the mask end where the cascade stopped looking.
     """
 
     def __init__(
@@ -185,6 +200,17 @@ class FullScanInferer(CascadeInferer):
         self.margin = tuple(margin)
         self.regions: list[Box] = []
         self.localized = False
+        self.places = self.cut = 0
+
+    @property
+    def looked_at(self) -> str:
+        """Where the cascade looked in the last scan and what that may have cost, in words."""
+        if not self.localized:
+            return "the whole foreground"
+        looked = f"{len(self.regions)} region{'s' if len(self.regions) > 1 else ''}"
+        if self.places > self.most_places:
+            looked += f", the most suspicious {self.most_places} of {self.places} places"
+        return looked + (f"; {self.cut} part(s) of the mask end at their borders" if self.cut else "")
 
     def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
         return torch.cat([self._scan(scan[None], modules) for scan in inputs])
@@ -192,7 +218,9 @@ class FullScanInferer(CascadeInferer):
     def _scan(self, x_s: Tensor, modules: list[nn.Module]) -> Tensor:
         box = foreground_box(x_s)
         most = self.windows(box)
-        found = self._refined(x_s, modules, *self._candidates(x_s, box), most) if self.localizer and most > 1 else None
+        found = None
+        if self.localizer and most > 1:
+            found = self._refined(x_s, modules, *self._candidates(x_s, box), most=most // 2)
         self.localized = found is not None
         predictions = found or [(box, super().predict(x_s[(..., *box)], modules))]
         self.regions = [region for region, _ in predictions]
@@ -201,8 +229,9 @@ class FullScanInferer(CascadeInferer):
         for region, prediction in predictions:
             before = result[(..., *region)]
             result[(..., *region)] = torch.where(prediction[:, :1] >= before[:, :1], prediction, before)
-        where = f"{len(self.regions)} region(s) of the scan" if self.localized else "the whole foreground"
-        logger.info("looked at %s: %d windows of %d", where, sum(map(self.windows, self.regions)), most)
+        self.cut = self._parts_cut((result[0, 0] >= THRESHOLD).cpu().numpy(), box) if self.localized else 0
+        log = logger.warning if self.localized and (self.cut or self.places > self.most_places) else logger.info
+        log("looked at %s: %d windows of %d", self.looked_at, sum(map(self.windows, self.regions)), most)
         return result
 
     def _candidates(self, x_s: Tensor, box: Box) -> tuple[list[Box], np.ndarray]:
@@ -210,39 +239,50 @@ class FullScanInferer(CascadeInferer):
         assert self.localizer is not None
         localizer = self.localizer.to(x_s.device)
         found = self.localize(x_s[(..., *box)], localizer)[0, 0].cpu().numpy()
+        suspected = np.zeros(x_s.shape[2:], bool)
+        suspected[box] = found > self.localizer_threshold
         places = ndimage.find_objects(ndimage.label(found > self.localizer_threshold)[0])
+        self.places = len(places)
         if not places:
             peak = np.unravel_index(int(found.argmax()), found.shape)
             places = [tuple(slice(int(i), int(i) + 1) for i in peak)]
+            suspected[self._around(_moved(places[0], box), x_s.shape[2:], window=(1, 1, 1))] = True
         places = sorted(places, key=lambda place: -found[place].max())[: self.most_places]
         regions: list[Box] = []
         for place in places:
             wanted = self._around(_moved(place, box), x_s.shape[2:], window=(1, 1, 1))
             if not any(_holds(region, wanted) for region in regions):
                 regions.append(self._around(_moved(place, box), x_s.shape[2:], window=self.size))
-        suspected = np.zeros(x_s.shape[2:], bool)
-        suspected[box] = found > self.localizer_threshold
         return regions, suspected
 
     def _refined(
-        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], suspected: np.ndarray, most: int
+        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], suspected: np.ndarray, *, most: int
     ) -> list[tuple[Box, Tensor]] | None:
-        """The cascade in regions, which grow while a suspected part of the mask leaves them; None where they cost as
-        much as `most` windows."""
+        """The cascade in regions, which grow while a suspected part of the mask leaves them; None where that takes more
+        than `most` windows."""
         results, cost = [], sum(map(self.windows, regions))
         for region in regions:
             grown: Box | None = region
             while grown is not None:
                 region = grown
-                if cost >= most:
+                if cost > most:
                     return None
                 prediction = super().predict(x_s[(..., *region)], modules)
-                parts = ndimage.label((prediction[0, 0] > THRESHOLD).cpu().numpy())[0]
+                parts = ndimage.label((prediction[0, 0] >= THRESHOLD).cpu().numpy())[0]
                 followed = np.isin(parts, np.setdiff1d(parts[suspected[region]], 0))
                 grown = self._grown(region, followed, x_s.shape[2:])
                 cost += self.windows(grown) if grown else 0
             results.append((region, prediction))
         return results
+
+    def _parts_cut(self, mask: np.ndarray, box: Box) -> int:
+        """How many parts of the mask have a voxel beside one of the foreground that the cascade did not look at."""
+        unseen = np.zeros(mask.shape, bool)
+        unseen[box] = True
+        for region in self.regions:
+            unseen[region] = False
+        parts, count = ndimage.label(mask)
+        return len(np.setdiff1d(parts[ndimage.binary_dilation(unseen) & mask], 0)) if count else 0
 
     def _around(self, place: Box, shape: Sequence[int], *, window: Sequence[int]) -> Box:
         """A place with its margin, at least a window large, inside the scan."""
@@ -290,3 +330,42 @@ def _moved(place: Sequence[slice], box: Box) -> Box:
     """A place inside a box, in the coordinates of the box's own volume."""
     sides = [slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, box, strict=True)]
     return sides[0], sides[1], sides[2]
+
+
+def find_localizer(weights: str) -> str | None:
+    """Finds the localizer that belongs to a cascade's weights: localizer/localizer.pt beside them.
+
+    It decides where the cascade looks at all, so it has to be of the same data: localizer.json beside it (by
+    `scripts.export --localizes`) holds the weights' sha256. Another one, and one without, is left alone with a warning.
+    """
+    path = Path(weights).parent / "localizer" / "localizer.pt"
+    if not path.is_file() or not Path(weights).is_file():
+        return None
+    record = path.with_suffix(".json")
+    known = json.loads(record.read_text(encoding="utf-8")).get("weights_sha256") if record.is_file() else None
+    if known != sha256(Path(weights)):
+        logger.warning(
+            "%s is not used: %s does not name %s as the weights it belongs to. If both were trained on the same data: "
+            "python -m scripts.export --run RUN_OF_THE_LOCALIZER --output %s --localizes %s",
+            *(path, record.name, weights, path, weights),
+        )
+        return None
+    return str(path)
+
+
+def load_localizer(network: Localizer, *, path: str | None, localize: bool = True) -> Localizer | None:
+    """Loads a localizer's weights, or returns None, for windows everywhere, without a path or with `localize` false.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds another network's weights, or those of one that averages other blocks of voxels.
+    """
+    if not localize or path is None:
+        logger.info("no localizer: the cascade's windows cover the whole foreground.")
+        return None
+    load_weights(network, path=path)
+    trained = torch.as_tensor(network.trained_pooling).tolist()
+    if trained != network.pooling:
+        raise ValueError(f"{path} was trained with pooling {trained}, found {network.pooling}: set localizer_pooling.")
+    logger.info("localizer: %s", path)
+    return network.requires_grad_(False).eval()

@@ -281,8 +281,8 @@ def _match_layout(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _compile(networks: Iterable[nn.Module], device: torch.device, **options: Any) -> None:
-    """Compiles the networks' forward passes in place, where what the compiler needs is there; else warns."""
+def missing_for_compile(device: torch.device) -> list[str]:
+    """What torch.compile's default backend needs on a device and does not find on this machine."""
     missing = []
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         missing.append("Triton")
@@ -290,7 +290,13 @@ def _compile(networks: Iterable[nn.Module], device: torch.device, **options: Any
         missing.append("a GPU of compute capability 7.0 or more")
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         missing.append("a C compiler")
-    if missing and options.get("backend", "inductor") == "inductor":
+    return missing
+
+
+def _compile(networks: Iterable[nn.Module], device: torch.device, **options: Any) -> None:
+    """Compiles the networks' forward passes in place, where what the compiler needs is there; else warns."""
+    missing = missing_for_compile(device) if options.get("backend", "inductor") == "inductor" else []
+    if missing:
         logger.warning("training without torch.compile, which needs %s here: slower.", " and ".join(missing))
         return
     for network in networks:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop
+from monai.transforms import InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop, Transform
 from monai.utils import TraceKeys
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
 from scripts.data.checks import AIR_FRACTION, SKULL_STRIPPED_ZEROS
 from scripts.data.datalist import GRID_TOLERANCE_MM, corner_distance
+from scripts.losses import refine
 
 PERCENTILES = (0.5, 99.5)
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
@@ -339,6 +340,20 @@ class SplitPredictiond(MapTransform):
                 raise ValueError(f"{key} has {len(prediction)} channels: expected 1, 4 or 5, see CascadeInferer.")
             for i, name in enumerate(self.NAMES[: len(prediction)]):
                 d[name] = prediction[i : i + 1]
+        return d
+
+
+class AddRefinedd(Transform):
+    """Adds `y_r`, the coarse mask corrected where the error map says so (eq. 7), and `mean`, the mean of y_f and y_r.
+
+    Expects what `SplitPredictiond` gives, probabilities; without an error map nothing is added.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if "error" in d:
+            d["y_r"] = refine(d["coarse"], d["error"])
+            d["mean"] = (d["pred"] + d["y_r"]) / 2
         return d
 
 

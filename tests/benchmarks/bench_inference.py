@@ -4,6 +4,7 @@
     python tests/benchmarks/bench_inference.py --planar         # planar convolutions: 3-D against folded 2-D
     python tests/benchmarks/bench_inference.py --whole-scan     # a scan of 512 x 512 x 80: windows everywhere in eager
                                                                 # float32, against inference.json's default
+    python tests/benchmarks/bench_inference.py --arms "eager float32" "OpenVINO int8"  # by NNCF, only if asked for
 
 The input is a normalized phantom, the weights are the released ones (features 16 to 256; others are random). In the
 same run every arm's output is compared with eager float32's; a difference beyond its tolerance is told, and makes the
@@ -55,7 +56,8 @@ DEFAULT_TOLERANCE = 0.02  # of the path that inference.json takes
 BFLOAT16_TOLERANCE = 0.25  # of arms that are bfloat16 throughout: single voxels at a tumor's border
 OTHERS = 5  # times as much for the probabilities of the coarse mask and of the error map
 DICE_TOLERANCE = 0.001  # of the default path's mask against the truth, whole scan
-EAGER, DEFAULT = "eager float32", "engine, as inference.json"
+EAGER, DEFAULT, INT8 = "eager float32", "engine, as inference.json", "OpenVINO int8"
+CALIBRATION_WINDOWS = 8
 TOLERANCES = {
     EAGER: 0.0,
     "compiled float32": FLOAT32_TOLERANCE,
@@ -78,9 +80,9 @@ def make_module(features: list[int]) -> nn.Module:
     return CascadeOutput(network).eval()
 
 
-def make_scan(shape: list[int], *, diameter: float | None = None) -> tuple[Tensor, np.ndarray]:
+def make_scan(shape: list[int], *, diameter: float | None = None, seed: int = SEED) -> tuple[Tensor, np.ndarray]:
     """A normalized phantom (1, 1, X, Y, Z) and its truth."""
-    case = make_phantom(SEED, shape=shape, spacing=SPACING, diameter=diameter)
+    case = make_phantom(seed, shape=shape, spacing=SPACING, diameter=diameter)
     image = MetaTensor(torch.from_numpy(case.images["T2"])[None], affine=case.affine)
     return NormalizeForegroundd("image")({"image": image})["image"].as_tensor()[None].float(), case.label > 0
 
@@ -107,6 +109,8 @@ def build(arm: str, features: list[int], x: Tensor) -> Forward | None:
         options = {"mode": "reduce-overhead"} if arm.endswith("CUDA graphs") else {}
         forward = autocast(wide if arm.endswith("last") else torch.compile(wide, dynamic=False, **options), device)
         return lambda x: forward(x.to(memory_format=torch.channels_last_3d))
+    if arm == INT8:
+        return quantized(module, x)
     if arm == DEFAULT or arm.startswith("OpenVINO"):
         if arm != DEFAULT and importlib.util.find_spec("openvino") is None:
             return None
@@ -121,7 +125,24 @@ def build(arm: str, features: list[int], x: Tensor) -> Forward | None:
         return torch_tensorrt.compile(module, ir="dynamo", inputs=[x], enabled_precisions=precisions)
     if arm == "ONNX Runtime float32":
         return onnx_runtime(module, x)
-    raise ValueError(f"arm {arm!r}: expected one of {arms_of(device)}")
+    raise ValueError(f"arm {arm!r}: expected one of {[*arms_of(device), INT8]}")
+
+
+def quantized(module: nn.Module, x: Tensor) -> Forward | None:
+    """The cascade in 8-bit integers by NNCF, calibrated on windows of other phantoms around their tumors."""
+    if importlib.util.find_spec("nncf") is None or importlib.util.find_spec("openvino") is None:
+        return None
+    import nncf
+    import openvino
+
+    traced = torch.jit.freeze(torch.jit.trace(module, x, check_trace=False))
+    model = openvino.convert_model(traced, input=[(list(x.shape), openvino.Type.f32)])
+    shape = list(x.shape[2:])
+    windows = [make_scan(shape, seed=SEED + 1 + i)[0].numpy() for i in range(CALIBRATION_WINDOWS)]
+    preset = nncf.QuantizationPreset.MIXED
+    small = nncf.quantize(model, nncf.Dataset(windows), preset=preset, subset_size=len(windows))
+    compiled = openvino.Core().compile_model(small, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
 
 
 def onnx_runtime(module: nn.Module, x: Tensor) -> Forward | None:

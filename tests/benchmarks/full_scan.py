@@ -2,6 +2,7 @@
 
     python tests/benchmarks/full_scan.py --output DIR                          # 10 vs phantoms of real size
     python tests/benchmarks/full_scan.py --output DIR --size small --cases 30  # small ones
+    python tests/benchmarks/full_scan.py --output DIR --same-weights           # one arm more: the cascade as localizer
     python tests/benchmarks/full_scan.py --output DIR --config configs/glioma.yaml configs/experiments/cpu_2mm.yaml \\
         --data PREPARED --weights FILE                                         # the test cases of prepared data
 
@@ -26,6 +27,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Invertd
 from scipy import ndimage
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bundle"))
@@ -33,6 +35,8 @@ sys.path.insert(0, str(ROOT / "bundle"))
 from scripts.data.datalist import load_datalist  # noqa: E402
 from scripts.data.phantom import SIZES, make_phantom  # noqa: E402
 from scripts.inferer import FullScanInferer  # noqa: E402
+from scripts.networks.localizer import Localizer  # noqa: E402
+from scripts.outputs import CascadeOutput  # noqa: E402
 from scripts.trainer import load_weights  # noqa: E402
 
 VOLUMES_CM3 = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the phantoms with tumor; two more have none
@@ -79,6 +83,17 @@ def components(prediction: np.ndarray, truth: np.ndarray, voxel: float, smallest
     }
 
 
+class FineLogits(nn.Module):
+    """The cascade's fine mask alone, as the localizer's U-Net gives its map: for the same weights on a reduced grid."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.cascade = CascadeOutput(network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.logit(self.cascade(x)[:, :1], eps=1e-6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -88,6 +103,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a prepared folder, in place of phantoms")
     parser.add_argument("--weights", type=Path, default=ROOT / "bundle" / "models" / "model.pt")
     parser.add_argument("--threshold", type=float, nargs="+", help="of the localizer, in place of the config's")
+    parser.add_argument("--same-weights", action="store_true", help="one arm more: the cascade itself as localizer")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -105,6 +121,14 @@ def main() -> None:
         arms[f"localized_{threshold:g}"] = config.get_parsed_content("inferer")
         if arms[f"localized_{threshold:g}"].localizer is None:
             raise SystemExit(f"no localizer beside {args.weights}: nothing to compare.")
+    if args.same_weights:
+        config.parse(reset=True)
+        pooling = config["localizer_pooling"]
+        same = config.get_parsed_content("inferer")
+        same.localizer = Localizer(config["source_channels"], pooling=pooling)
+        same.localizer.unet = FineLogits(network)
+        same.localize.roi_size = [n * p for n, p in zip(config["patch_size"], pooling, strict=True)]
+        arms["same_weights"] = same
     config["localize"] = False
     config.parse(reset=True)
     arms = {"everywhere": config.get_parsed_content("inferer")} | arms

@@ -1,23 +1,19 @@
 """The localizer: a small 2.5D U-Net on a reduced grid that says where in a whole scan a tumor may be.
 
-What is done with its map (thresholds, boxes, windows) does not go here, see `inferer.py`.
+What is done with its map (thresholds, boxes, windows), and which weights it gets, does not go here: see `inferer.py`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scripts.networks.unet2d5 import UNet2d5
-from scripts.trainer import load_weights
 from scripts.transforms import BACKGROUND
-
-logger = logging.getLogger(__name__)
 
 FEATURES = (8, 16, 32, 64, 128)
 TUMOR_LOGIT = -4.0  # of every voxel before training: tumors fill a few of a thousand voxels
@@ -48,6 +44,7 @@ class Localizer(nn.Module):
         if len(pooling) != 3 or min(pooling) < 1:
             raise ValueError(f"pooling {list(pooling)}: expected three whole numbers, 1 or more.")
         self.pooling = [int(n) for n in pooling]
+        self.register_buffer("trained_pooling", torch.tensor(self.pooling))  # checked by `load_localizer`
         self.unet = UNet2d5(in_channels, 1, features=features, **unet)
         head: Any = self.unet.decoders[0].head
         nn.init.constant_(head.bias, TUMOR_LOGIT)
@@ -60,22 +57,3 @@ class Localizer(nn.Module):
         logits = self.unet(F.avg_pool3d(x_s, self.pooling))
         whole = [x_s.shape[2], x_s.shape[3], x_s.shape[4]]
         return F.interpolate(logits, size=whole, mode="trilinear")[:, :, : size[0], : size[1], : size[2]]
-
-
-def find_localizer(weights: str) -> str | None:
-    """Finds the localizer that belongs to a cascade's weights: localizer/localizer.pt beside them; None without one."""
-    path = Path(weights).parent / "localizer" / "localizer.pt"
-    return str(path) if path.is_file() else None
-
-
-def load_localizer(network: nn.Module, *, path: str | None, localize: bool = True) -> nn.Module | None:
-    """Loads a localizer's weights, or returns None, for windows everywhere, without a path or with `localize` false.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds another network's weights.
-    """
-    if not localize or path is None:
-        logger.info("no localizer: the cascade's windows cover the whole foreground.")
-        return None
-    return load_weights(network, path=path).requires_grad_(False).eval()
