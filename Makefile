@@ -29,13 +29,13 @@ $(STAMP): requirements.txt
 demo: $(STAMP) ## Train, evaluate and segment small phantoms, with pictures (at most 10 minutes)
 	cd bundle && "$(PY)" -m scripts.demo
 
-# .venv/bin/python -m pytest -m "not slow" --cov --cov-report=term
+# .venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 test: $(STAMP) ## Tests but the slow ones, with line coverage of bundle/scripts
-	"$(PY)" -m pytest -m "not slow" --cov --cov-report=term
+	"$(PY)" -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
-# .venv/bin/python -m pytest --cov --cov-report=term
+# .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 test-all: $(STAMP) ## Every test, with line coverage of bundle/scripts
-	"$(PY)" -m pytest --cov --cov-report=term
+	"$(PY)" -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
 # .venv/bin/python -m ruff check .; .venv/bin/python -m ruff format --check .
 lint: $(STAMP) ## Style and format, changing nothing

@@ -6,6 +6,7 @@ pytest's temporary folders.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 
 from scripts.assemble import prepare_source
@@ -32,6 +34,13 @@ PHANTOMS = {
 }
 SECTION_OF = ("training",) * 4 + ("validation",) * 2 + ("testing",) * 2
 WITHOUT_TUMOR = len(SECTION_OF) - 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets one of several processes of tests use one core, and what it starts too."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

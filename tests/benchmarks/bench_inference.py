@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_inference.py [--device cuda] [--features 16 32 64 128 256] [--json FILE]
     python tests/benchmarks/bench_inference.py --planar         # planar convolutions: 3-D against folded 2-D
     python tests/benchmarks/bench_inference.py --whole-scan     # a scan of 512 x 512 x 80: windows everywhere in eager
-                                                                # float32, against inference.json's default
+                                                                # float32 and on the engine, and inference.json's way
     python tests/benchmarks/bench_inference.py --arms "eager float32" "OpenVINO int8"  # by NNCF, only if asked for
 
 The input is a normalized phantom, the weights are the released ones (features 16 to 256; others are random). In the
@@ -51,12 +51,13 @@ from scripts.transforms import NormalizeForegroundd  # noqa: E402
 FEATURES = [16, 32, 64, 128, 256]  # of the released weights
 SPACING = (0.41, 0.41, 1.5)
 SEED = 80_000  # far from those of any training
-FLOAT32_TOLERANCE = 1e-3  # largest difference of the mask's probability; sums in another order, TensorFloat-32 off
+FLOAT32_TOLERANCE = 5e-3  # largest difference of the mask's probability; sums in another order, TensorFloat-32 off
 DEFAULT_TOLERANCE = 0.02  # of the path that inference.json takes
 BFLOAT16_TOLERANCE = 0.25  # of arms that are bfloat16 throughout: single voxels at a tumor's border
 OTHERS = 5  # times as much for the probabilities of the coarse mask and of the error map
 DICE_TOLERANCE = 0.001  # of the default path's mask against the truth, whole scan
 EAGER, DEFAULT, INT8 = "eager float32", "engine, as inference.json", "OpenVINO int8"
+EAGER_SCAN, ENGINE_SCAN, DEFAULT_SCAN = "everywhere, eager float32", "everywhere, engine", "inference.json"
 CALIBRATION_WINDOWS = 8
 TOLERANCES = {
     EAGER: 0.0,
@@ -329,7 +330,10 @@ def planar_table(figures: dict[str, Any]) -> str:
 
 
 def whole_scan(args: argparse.Namespace) -> dict[str, Any]:
-    """A whole scan: both arms, each in a process of its own; Dice, largest difference, seconds, peak memory."""
+    """A whole scan: three arms, each in a process of its own; Dice, largest difference, seconds, peak memory.
+
+    Between eager float32 and the engine, both everywhere, only arithmetic differs; the default also looks elsewhere.
+    """
     with tempfile.TemporaryDirectory() as folder:
 
         def child(what: str) -> dict[str, Any]:
@@ -338,22 +342,26 @@ def whole_scan(args: argparse.Namespace) -> dict[str, Any]:
             return json.loads(done.stdout.splitlines()[-1])
 
         child("make")
-        figures = {arm: child(arm) for arm in ("everywhere", "default")}
+        figures = {arm: child(arm) for arm in (EAGER_SCAN, ENGINE_SCAN, DEFAULT_SCAN)}
         truth = np.load(f"{folder}/truth.npy")
         outputs = {arm: np.load(f"{folder}/{arm}.npy") for arm in figures}
     for arm, probability in outputs.items():
         mask = probability > 0.5
         figures[arm]["dice"] = 2 * float((mask & truth).sum()) / max(float(mask.sum() + truth.sum()), 1.0)
-    figures["default"]["ratio"] = figures["everywhere"]["seconds"] / figures["default"]["seconds"]
-    distance = np.abs(outputs["everywhere"] - outputs["default"])
-    figures["default"]["difference"] = float(distance.max())
-    regions = [tuple(slice(*side) for side in region) for region in figures["default"].pop("regions")]
-    figures["default"]["difference_in_regions"] = max(float(distance[region].max()) for region in regions)
+    for arm in (ENGINE_SCAN, DEFAULT_SCAN):
+        figures[arm]["ratio"] = figures[EAGER_SCAN]["seconds"] / figures[arm]["seconds"]
+    difference = float(np.abs(outputs[EAGER_SCAN] - outputs[ENGINE_SCAN]).max())
+    figures[ENGINE_SCAN]["difference"] = difference
     wrong: list[str] = []
-    trained = args.features == FEATURES  # others have random weights: their masks say nothing
-    if trained and abs(figures["default"]["dice"] - figures["everywhere"]["dice"]) > DICE_TOLERANCE:
-        wrong.append(f"Dice of the default path differs from windows everywhere by more than {DICE_TOLERANCE}")
-    return {"whole_scan": figures, "shape": args.scan, "regions": len(regions), "disagreements": wrong}
+    if difference > DEFAULT_TOLERANCE:
+        wrong.append(f"{ENGINE_SCAN}: y_f differs by {difference:.3g}, allowed {DEFAULT_TOLERANCE:g}")
+    if args.features == FEATURES:  # others have random weights: their masks say nothing
+        eager, engine, default = (figures[arm]["dice"] for arm in figures)
+        if abs(engine - eager) > DICE_TOLERANCE:
+            wrong.append(f"{ENGINE_SCAN}: Dice differs by more than {DICE_TOLERANCE}")
+        if default < eager - DICE_TOLERANCE:
+            wrong.append(f"{DEFAULT_SCAN}: Dice is lower than everywhere by more than {DICE_TOLERANCE}")
+    return {"whole_scan": figures, "shape": args.scan, "disagreements": wrong}
 
 
 def scan_part(what: str, folder: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -371,23 +379,22 @@ def scan_part(what: str, folder: str, args: argparse.Namespace, device: torch.de
     network = config.get_parsed_content("network").eval()
     if args.features == FEATURES:
         load_weights(network, path=BUNDLE / "models" / "model.pt")
-    if what == "everywhere":
+    config["localize"] = what == DEFAULT_SCAN
+    if what == EAGER_SCAN:
         inferer: Any = CascadeInferer(args.window, overlap=config["overlap"], engine="torch", precision="float32")
     else:
         inferer = config.get_parsed_content("inferer")
+    # Once before: the default as a whole, so that the localizer is compiled too; everywhere a window tells enough.
+    before = x if what == DEFAULT_SCAN else x[(..., *(slice(n) for n in args.window))]
     outputs: list[Tensor] = []
     with torch.no_grad():
-        seconds = [
-            timed(lambda: outputs.append(inferer(x, network)[0, 0].cpu()), device)
-            for _ in range(1 if what == "everywhere" else 2)  # the second time, it is compiled
-        ]
-    np.save(f"{folder}/{what}.npy", outputs[-1].numpy())
+        first = timed(lambda: inferer(before, network), device)
+        seconds = timed(lambda: outputs.append(inferer(x, network)[0, 0].cpu()), device)
+    np.save(f"{folder}/{what}.npy", outputs[0].numpy())
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else most_resident_gib()
-    found: dict[str, Any] = {"seconds": seconds[-1], "seconds_with_compiling": seconds[0], "peak_gib": memory}
-    if what == "default":
-        whole = [(0, n) for n in args.scan]
-        regions = [[(s.start, s.stop) for s in region] for region in inferer.regions] or [whole]
-        found |= {"regions": regions, "localized": inferer.localized}
+    found: dict[str, Any] = {"seconds": seconds, "peak_gib": memory}
+    if what == DEFAULT_SCAN:
+        found |= {"seconds_with_compiling": first, "looked_at": inferer.looked_at}
     return found
 
 
