@@ -16,8 +16,9 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.transforms import Invertd
+from torch import nn
 
-from scripts.inferer import CascadeInferer
+from scripts.inferer import CascadeInferer, FullScanInferer
 from scripts.methods.tissnet import TISSNetMethod
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
@@ -104,6 +105,41 @@ def test_inference_agrees_with_the_cpu() -> None:
         cpu = CascadeInferer((32, 32, 8))(image, network)
         gpu = CascadeInferer((32, 32, 8), precision="bfloat16")(image.cuda(), network.cuda())
     assert (cpu - gpu.cpu()).abs().max() < AGREEMENT
+
+
+class Bright(nn.Module):
+    """As localizer: tumor where the scan is brighter than 0.5."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 40 * (x - 0.5)
+
+
+def test_a_localized_scan_agrees_with_the_cpu(tmp_path: Path) -> None:
+    """What inference.json runs, with flips and an ensemble."""
+    torch.manual_seed(0)
+    network, second = (TISSNet(1, features=SMALL).eval() for _ in range(2))
+    torch.save(second.state_dict(), tmp_path / "second.pt")
+    image = torch.full((1, 1, 120, 100, 24), -1.0)
+    image[..., 8:112, 4:96, :] = torch.rand(1, 1, 104, 92, 24) - 0.9
+    image[..., 40:46, 50:56, 10:13] = 1.0
+    options: dict[str, Any] = {"localizer": Bright(), "localizer_roi_size": (32, 32, 8), "flips": [[0], [1, 2]]}
+    options["ensemble"] = [str(tmp_path / "second.pt")]
+    on_cpu = FullScanInferer((32, 32, 8), precision="float32", **options)
+    on_gpu = FullScanInferer((32, 32, 8), engine="auto", precision="auto", **options)
+    cpu = on_cpu(image, network)
+    gpu = on_gpu(image.cuda(), network.cuda())
+    assert on_cpu.localized and on_cpu.regions == on_gpu.regions and gpu.is_cuda
+    assert (cpu - gpu.cpu()).abs().max() < AGREEMENT
+
+
+@pytest.mark.slow
+def test_compiled_inference_agrees_with_plain() -> None:
+    """With CUDA graphs: a later window must not overwrite an earlier one's result."""
+    torch.manual_seed(0)
+    network = TISSNet(1, features=SMALL).eval().cuda()
+    image = torch.rand(1, 1, 64, 48, 16, device="cuda") * 2 - 1
+    plain, compiled = (CascadeInferer((32, 32, 8), compile=compile)(image, network) for compile in (False, True))
+    assert (plain - compiled).abs().max() < AGREEMENT
 
 
 def test_an_inverted_crop() -> None:

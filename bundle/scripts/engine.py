@@ -90,7 +90,8 @@ class Engine:
         if name == "torch":
             return self._torch(module, x.device, precision)
         try:
-            return _openvino_stages(module, x) if precision == "bfloat16" else _openvino(module, (x,), "float32")
+            run = _openvino_stages(module, x) if precision == "bfloat16" else _openvino(module, (x,), "float32")
+            return lambda x: run(x).clone()
         except Exception as error:  # OpenVINO has classes of its own for what it cannot convert
             if self.name == "openvino":
                 raise
@@ -114,7 +115,10 @@ class Engine:
 
 
 def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> Callable[..., Tensor]:
-    """The module on OpenVINO's CPU device, for inputs of the examples' shapes, with as many threads as torch has."""
+    """The module on OpenVINO's CPU device, for inputs of the examples' shapes, with as many threads as torch has.
+
+    Memory is shared, not copied: a result is valid until the next run.
+    """
     if importlib.util.find_spec("openvino") is None:
         raise ImportError('engine "openvino": the package openvino is not installed; install it, or use "torch".')
     import openvino
@@ -132,7 +136,8 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
     compiled = _core().compile_model(model, "CPU", settings)
 
     def run(*inputs: Tensor) -> Tensor:
-        return torch.from_numpy(compiled([x.detach().contiguous().numpy() for x in inputs])[0].copy())
+        arrays = [x.detach().contiguous().numpy() for x in inputs]
+        return torch.from_numpy(compiled(arrays, share_inputs=True, share_outputs=True)[0])
 
     return run
 
