@@ -346,7 +346,8 @@ def test_what_was_left_out_and_cut_is_told(caplog: pytest.LogCaptureFixture) -> 
     x_s = scan((slice(40, 47), slice(50, 56), slice(10, 13)), FAR)
     x_s[0, 0, 51:80, 42, 10:13] = 0.2  # found by the network alone, from within the region
     inferer = full_scan(most_places=1)
-    inferer(x_s, Voxelwise())
+    with caplog.at_level(logging.WARNING, logger="scripts.inferer"):
+        inferer(x_s, Voxelwise())
     assert (inferer.places, inferer.cut) == (2, 1) and len(inferer.regions) == 1
     (record,) = [r for r in caplog.records if r.name == "scripts.inferer" and r.levelname == "WARNING"]
     assert "1 region, the most suspicious 1 of 2 places; 1 part(s) of the mask end at their" in record.getMessage()
@@ -431,7 +432,8 @@ def test_a_localizer_is_used_with_the_weights_it_belongs_to_alone(
     other = weights.with_name("other.pt")
     torch.save(TISSNet(1, features=TINY).state_dict(), other)
     assert not caplog.records
-    assert find_localizer(str(other)) is None
+    with caplog.at_level(logging.WARNING, logger="scripts.inferer"):
+        assert find_localizer(str(other)) is None
     assert f"{path} is not used" in caplog.text and "--localizes" in caplog.text
     path.with_suffix(".json").unlink()
     assert find_localizer(str(weights)) is None

@@ -127,7 +127,11 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes are fixed here: those of the examples
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.freeze(torch.jit.trace(module, tuple(examples), check_trace=False))
-        model = openvino.convert_model(traced, input=[(list(x.shape), openvino.Type.f32) for x in examples])
+        level = logging.getLogger().level
+        try:
+            model = openvino.convert_model(traced, input=[(list(x.shape), openvino.Type.f32) for x in examples])
+        finally:
+            logging.getLogger().setLevel(level)  # where it cannot convert a module, it silences everybody's warnings
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
