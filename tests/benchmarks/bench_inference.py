@@ -42,7 +42,6 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.data.phantom import make_phantom  # noqa: E402
 from scripts.engine import Engine  # noqa: E402
-from scripts.inferer import CascadeInferer  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
 from scripts.outputs import CascadeOutput  # noqa: E402
 from scripts.trainer import load_weights  # noqa: E402
@@ -381,9 +380,8 @@ def scan_part(what: str, folder: str, args: argparse.Namespace, device: torch.de
         load_weights(network, path=BUNDLE / "models" / "model.pt")
     config["localize"] = what == DEFAULT_SCAN
     if what == EAGER_SCAN:
-        inferer: Any = CascadeInferer(args.window, overlap=config["overlap"], engine="torch", precision="float32")
-    else:
-        inferer = config.get_parsed_content("inferer")
+        config["engine"], config["precision"] = "torch", "float32"
+    inferer = config.get_parsed_content("inferer")
     # Once before: the default as a whole, so that the localizer is compiled too; everywhere a window tells enough.
     before = x if what == DEFAULT_SCAN else x[(..., *(slice(n) for n in args.window))]
     outputs: list[Tensor] = []
