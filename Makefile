@@ -50,7 +50,7 @@ serve: ## (Not in this version) serve the bundle with MONAI Label
 	@echo "make serve: the MONAI Label app is not part of this version yet." >&2; exit 1
 
 # .venv/bin/python tests/benchmarks/bench_inference.py; the same with --planar; .venv/bin/python tests/benchmarks/bench_step.py ...
-bench: $(STAMP) ## Seconds, memory and agreement: inference on every engine, one training step (some minutes)
+bench: $(STAMP) ## Seconds, memory and agreement: inference on every engine, one training step (some 25 minutes)
 	"$(PY)" -W ignore tests/benchmarks/bench_inference.py --turns 3 --warm-up 1
 	"$(PY)" -W ignore tests/benchmarks/bench_inference.py --planar
 	"$(PY)" -W ignore tests/benchmarks/bench_step.py --batch 1 --discriminator-features 16 --turns 2
