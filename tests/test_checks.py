@@ -210,3 +210,13 @@ def test_score_looks_at_the_coverage_only(case):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 5, 1), (30, 30, 30)])
 def test_too_little_or_constant_tissue_scores_0(shape):
     assert checks.modality_score(np.full(shape, 3.0), np.full(shape, 5.0), spacing=(1, 1, 1)) == 0
+
+
+def test_t2_is_told_by_one_volume():
+    images = make_phantom(0).images
+    assert checks.t2_likeness(images["T2"], spacing=VS_SPACING) > 0.35
+    assert checks.t2_likeness(images["ceT1"], spacing=VS_SPACING) < -0.25
+    assert checks.t2_likeness(images["T2"] * 50 + 7, spacing=VS_SPACING) == pytest.approx(
+        checks.t2_likeness(images["T2"], spacing=VS_SPACING), abs=1e-3
+    )
+    assert checks.t2_likeness(np.zeros((8, 8, 8)), spacing=(1, 1, 1)) is None

@@ -239,6 +239,31 @@ def modality_score(
     return _skew(a) - _skew(b) + _log_ratio(a[_darkest(b)], a) - _log_ratio(b[_darkest(a)], b)
 
 
+def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
+    """How much one volume looks like T2 by the shape of its histogram alone, the first part of `modality_score`.
+
+    Less certain than comparing two volumes of a case, for where there is only one.
+
+    Args:
+        voxels: (X, Y, Z), any units.
+        spacing: mm (X, Y, Z).
+
+    Returns:
+        How much further the brightest 2 % of the deep tissue lie from the median than the darkest 2 % do, in
+        logarithms; None where too little of the head is seen to tell.
+    """
+    factors = _coarse_factors(spacing)
+    blocks = _block_mean(voxels, factors)
+    bright = foreground(blocks)
+    head = _largest_part(bright)
+    depth = _depth(head, [step * factor for step, factor in zip(spacing, factors, strict=True)])
+    edge = STRIPPED_EDGE_MM if is_skull_stripped(voxels) else SCALP_MM
+    tissue = head & bright & (depth > min(edge, depth.max(initial=0) / 2))
+    if np.count_nonzero(tissue) < LEAST_SCORED:
+        return None
+    return _skew(_scaled(blocks, tissue, None))
+
+
 def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) -> list[VolumeError]:
     """Whether what is given as T2 is rather the other volume; refused with a clear margin only.
 
