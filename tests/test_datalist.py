@@ -258,3 +258,21 @@ def test_no_torch():
     code = "import sys, scripts.prepare; sys.exit(any(m in sys.modules for m in ('torch', 'monai', 'pandas')))"
     environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=BUNDLE)
+
+
+def test_a_target_may_be_missing_only_where_it_is_said(prepared):
+    change(prepared, lambda d: d["training"][0].pop("target"))
+    with pytest.raises(DatalistError, match="a: missing key: found no 'target'"):
+        load_datalist(prepared, "training")
+    first, second = load_datalist(prepared, "training", "voxels", require_target=False)
+    assert set(first) == {"case", "patient", "image", "label"} and Path(first["image"][0]).is_absolute()
+    assert "target" in second
+    change(prepared, lambda d: d["training"][0].update(target=None))
+    with pytest.raises(DatalistError, match="a: entry: found target is None; expected a non-empty string"):
+        load_datalist(prepared, "training", require_target=False)
+
+
+def test_a_target_that_is_named_is_checked_also_where_it_may_be_missing(prepared):
+    (prepared.parent / "b/b_ceT1.nii.gz").unlink()
+    with pytest.raises(DatalistError, match="b: missing file: found ceT1"):
+        load_datalist(prepared, "training", require_target=False)

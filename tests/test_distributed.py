@@ -47,6 +47,7 @@ RTOL = 1e-5  # float32, sums in another order
 WEIGHTS_RTOL = 1e-4  # of how far the steps moved the weights; without exchange, processes differ by some tenths of it
 TUMORS = {"both": (True, True), "first": (True, False), "second": (False, True), "none": (False, False)}
 STEPS = ("both", "first", "none", "second")  # what the trainer sees, one after the other
+TARGETS = ((True, True), (True, False), (False, False), (False, True))  # which process's case has its target, by step
 STOPPED_AFTER = 2  # the iteration in which one process alone is told to stop
 
 Batch = dict[str, Any]
@@ -59,6 +60,16 @@ def make_batch(present: tuple[bool, ...], *, seed: int = 1) -> Batch:
         sample[:, 6 : 10 + 12 * i, 8:18, 1:5] = float(there)  # of two sizes: means of ratios are not ratios of sums
     x_s = torch.rand(len(present), 1, *SIZE, generator=generator) * 2 - 1
     return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": [f"case-{i}" for i in range(len(y))]}
+
+
+def make_batches_without_target() -> list[Batch]:
+    """One batch per entry of `TARGETS`, as `FillTargetd` makes them."""
+    batches = []
+    for i, has in enumerate(TARGETS):
+        batch, there = make_batch((True, True), seed=i), torch.tensor(has, dtype=torch.float32)
+        batch["target"] = torch.where(there.view(-1, 1, 1, 1, 1) > 0, batch["target"], torch.tensor(-1.0))
+        batches.append(batch | {"has_target": there})
+    return batches
 
 
 def share(batch: Batch, rank: int) -> Batch:
@@ -164,6 +175,7 @@ def process(rank: int, folder: Path) -> None:
     found["losses"] = {name: losses(share(make_batch(present), rank)) for name, present in TUMORS.items()}
     batches = [share(make_batch(TUMORS[name], seed=i), rank) for i, name in enumerate(STEPS)]
     found["steps"] = train(batches, seed=rank)  # other weights at first: the first process's are to be taken
+    found["targets"] = train([share(batch, rank) for batch in make_batches_without_target()], seed=rank)
     found["stop"] = stop(batches, told=rank == 1)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -271,6 +283,19 @@ def test_steps_are_those_of_one_process(found: list[dict[str, Any]], alone: list
                 got = one["steps"][step]["weights"]
                 worst = max(float((got[w] - expected["weights"][w]).abs().max()) for w in weights)
                 assert worst <= WEIGHTS_RTOL * moved, (name, STEPS[step], worst, moved)
+
+
+def test_cases_without_a_target_give_the_steps_of_one_process(found: list[dict[str, Any]]) -> None:
+    """One process with, one without, none with: the same terms everywhere, and those of the whole batch."""
+    start = make_trainer([make_batch((True,))]).method.state_dict()
+    for step, expected in enumerate(train(make_batches_without_target())):
+        assert ("D_g" in expected["output"]) == any(TARGETS[step])
+        moved = max(float((value - start[name]).abs().max()) for name, value in expected["weights"].items())
+        for one in found:
+            got = one["targets"][step]
+            assert got["output"] == pytest.approx(expected["output"], rel=100 * RTOL, abs=RTOL), TARGETS[step]
+            worst = max(float((value - expected["weights"][n]).abs().max()) for n, value in got["weights"].items())
+            assert worst <= WEIGHTS_RTOL * moved, TARGETS[step]
 
 
 def test_both_processes_have_the_same_weights_to_the_last_bit(found: list[dict[str, Any]]) -> None:

@@ -402,3 +402,75 @@ def test_segmentation_trains_its_network_and_takes_cross_entropy() -> None:
     assert loss.item() == pytest.approx(MaskLoss(cross_entropy=1.0)(outputs["y_f_logits"], batch["label"]).item())
     loss.backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+# no target
+
+
+def without_target(batch: dict[str, Tensor], *has: bool) -> dict[str, Tensor]:
+    """The batch as `FillTargetd` makes it: background in place of a target that is not there."""
+    there = torch.tensor(has, dtype=torch.float32)
+    filled = torch.where(there.view(-1, 1, 1, 1, 1) > 0, batch["target"], torch.tensor(-1.0))
+    return batch | {"target": filled, "has_target": there}
+
+
+OF_X_T = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "D_g", "D_t"}
+
+
+def test_one_of_two_targets_gives_the_synthesis_losses_of_that_sample_alone() -> None:
+    """And the segmentation's of both: Dice by hand of the pair, not the mean of two Dices."""
+    method = make().eval()
+    pair = make_batch(True, True)
+    pair["target"][1] *= 0.5
+    terms_g, terms_d = losses(method, without_target(pair, False, True))
+    second_g, second_d = losses(method, {name: values[1:] for name, values in pair.items()})
+    for name in OF_X_T:
+        assert (terms_g | terms_d)[name].item() == pytest.approx((second_g | second_d)[name].item(), rel=RTOL), name
+    both_g, both_d = losses(method, pair)
+    for name in GENERATOR_TERMS - OF_X_T:
+        assert torch.equal(terms_g[name], both_g[name]), name
+    y_f = torch.sigmoid(method(pair)["y_f_logits"])
+    y = pair["label"]
+    dice = 1 - (2 * (y_f * y).sum() + 1) / (y_f.sum() + y.sum() + 1)
+    assert terms_g["fine"].item() == pytest.approx(25 * dice.item(), rel=RTOL)
+    assert all(abs(both_g[name].item() - second_g[name].item()) > 1e-4 for name in ("l1_global", "l1_tumor"))
+    assert both_d["D_g"].item() != pytest.approx(second_d["D_g"].item(), rel=RTOL)
+
+
+def test_what_fills_the_missing_target_changes_no_loss_and_no_gradient() -> None:
+    found = []
+    for value in (-1.0, 0.7):
+        method = make().eval()
+        batch = without_target(make_batch(True, True), True, False)
+        batch["target"][1] = value
+        terms_g, terms_d = losses(method, batch)
+        sum((terms_g | terms_d).values()).backward()  # type: ignore[union-attr]
+        gradients = [p.grad for p in method.parameters() if p.grad is not None]
+        found.append((terms_g | terms_d, gradients))
+    (first, gradients), (second, others) = found
+    assert {name: value.item() for name, value in first.items()} == {n: v.item() for n, v in second.items()}
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+
+
+def test_with_all_targets_the_losses_are_those_without_the_flag() -> None:
+    method, batch = make().eval(), make_batch(True, False)
+    plain_g, plain_d = losses(method, batch)
+    terms_g, terms_d = losses(method, without_target(batch, True, True))
+    assert list(terms_g) == list(plain_g) and list(terms_d) == list(plain_d)
+    for name, value in (plain_g | plain_d).items():
+        assert (terms_g | terms_d)[name].item() == pytest.approx(value.item(), rel=RTOL), name
+
+
+def test_without_any_target_synthesis_is_not_computed() -> None:
+    method = make()
+    method.D_g = method.D_t = Refuses()
+    terms_g, terms_d = losses(method, without_target(make_batch(True, False), False, False))
+    assert set(terms_g) == GENERATOR_TERMS - OF_X_T and terms_d == {}
+
+
+def test_a_network_that_sees_the_target_refuses_to_train_without() -> None:
+    method = SegmentationMethod(UNet2d5(1, 1, features=TINY), inputs=("target",))
+    with pytest.raises(ValueError, match="cases without a target"):
+        method(without_target(make_batch(True, True), True, False))
+    method(without_target(make_batch(True), True))
+    SegmentationMethod(UNet2d5(1, 1, features=TINY))(without_target(make_batch(True), False))

@@ -566,3 +566,45 @@ def test_a_training_starts_from_given_weights_or_as_it_is(tmp_path: Path) -> Non
     assert torch.equal(start_network(network, path=str(tmp_path / "best.pt")).weight, given.weight)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no weights at"):
         start_network(network, path=str(tmp_path / "none.pt"))
+
+
+# no target
+
+
+def without_target(batch: Batch, *has: bool) -> Batch:
+    """The batch as `FillTargetd` makes it."""
+    there = torch.tensor(has, dtype=torch.float32)
+    filled = torch.where(there.view(-1, 1, 1, 1, 1) > 0, batch["target"], torch.tensor(-1.0))
+    return batch | {"target": filled, "has_target": there}
+
+
+def test_without_any_target_the_discriminators_make_no_step() -> None:
+    """In spite of the momentum of a first step with targets; generator and segmentor go on."""
+    batches = [without_target(make_batch(True, True, seed=i), *(has,) * 2) for i, has in ((1, True), (2, False))]
+    trainer, seen = make_trainer(make_method(), batches, decollate=False), []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda: seen.append(
+            ({name: snapshot(net) for name, net in networks(trainer.method).items()}, dict(trainer.state.output))
+        ),
+    )
+    trainer.run()
+    (first, _), (second, output) = seen
+    assert {name for name in first if equal(first[name], second[name])} == {"D_g", "D_t", "S_p"}
+    left_out = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "D_g", "D_t", "loss_D"}
+    assert not (left_out | {"grad_norm_D"}) & set(output) and GENERATOR_TERMS - left_out <= set(output)
+
+
+def test_an_accumulated_step_counts_the_targets_of_its_earlier_batches() -> None:
+    """The last batch of the step has no target: the discriminators still step, on half of the first one's gradient."""
+    batches = [without_target(make_batch(True, seed=i), has) for i, has in ((1, True), (2, False))]
+    moved = []
+    for steps, given in ((2, batches), (1, batches[:1])):
+        trainer = make_trainer(make_method(), given, sgd=1e-3, accumulation_steps=steps)
+        before = snapshot(trainer.method)
+        trainer.run()
+        after = trainer.method.state_dict()
+        moved.append({n: after[n] - before[n] for n in before if n.startswith("D_")})
+    assert max(float(change.abs().max()) for change in moved[1].values()) > TOLERANCE
+    for name, change in moved[0].items():
+        assert torch.allclose(2 * change, moved[1][name], rtol=1e-3, atol=TOLERANCE), name

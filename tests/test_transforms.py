@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from scripts.transforms import (
     AddRefinedd,
     CropAroundTumord,
+    FillTargetd,
     LoadScansd,
     NameByCased,
     NormalizeForegroundd,
@@ -558,3 +559,13 @@ def test_outside_an_inverted_crop_is_background() -> None:
     assert pred.shape == (4, 12, 12, 6)
     assert torch.equal(pred[:, 6, 6, 3], torch.full((4,), 0.5))
     assert torch.equal(pred[:, 0, 0, 0], torch.tensor([0.0, -1.0, 0.0, 0.0]))
+
+
+def test_a_missing_target_is_filled_with_background_on_the_grid_of_the_image() -> None:
+    affine = np.diag([0.5, 0.5, 1.5, 1.0])
+    image = MetaTensor(torch.rand(3, 4, 5, 6), affine=affine)
+    filled = FillTargetd("target")({"image": image})
+    assert filled["target"].shape == (1, 4, 5, 6) and bool((filled["target"] == -1).all())
+    assert np.allclose(filled["target"].affine, affine) and filled["has_target"].item() == 0
+    given = FillTargetd("target")({"image": image, "target": image[:1]})
+    assert torch.equal(given["target"], image[:1]) and given["has_target"].item() == 1

@@ -201,6 +201,30 @@ def test_tensorboard_has_every_term(trained: Path) -> None:
     assert len(tags["val_mean_dice"]) == EPOCHS
 
 
+def test_fine_tuning_takes_cases_without_a_target(
+    run_workflow: Run, vs_data: Path, exported: Path, perceptor: Path, tmp_path: Path, messages_of: Run
+) -> None:
+    """Two of the four training cases and one of two validation cases have their target; a step is one case."""
+    sections = load_datalist(vs_data / "datalist.json")
+    for index in (1, 3):
+        del sections["training"][index]["target"]
+    del sections["validation"][0]["target"]
+    write_datalist(tmp_path / "datalist.json", sections.pop("task"), sections)
+    given = overrides(tmp_path, tmp_path / "run", perceptor_path=str(perceptor), start_from=str(exported), batch_size=1)
+    with pytest.raises(Exception, match="Failed to instantiate") as raised:
+        run_workflow(TRAIN, given)
+    assert "missing key: found no 'target'" in messages_of(raised.value)
+    run_workflow(["train.json", "fine_tune.yaml", DEBUG], given)
+    tags = scalars_of(tmp_path / "run")
+    for name in ("l1_global", "adversarial_global", "D_g", "loss_D", "grad_norm_D"):
+        assert len(tags[name]) == EPOCHS * 2, name
+    for name in ("perceptibility", "coarse", "fine", "error", "consistency", "loss", "grad_norm_G"):
+        assert len(tags[name]) == EPOCHS * CASES, name
+    assert len(tags["val_mean_dice"]) == EPOCHS
+    best = state(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert any(not torch.equal(value, best[name].half()) for name, value in state(exported).items())
+
+
 def test_evaluation_writes_a_row_per_case_and_prediction(evaluated: Path, vs_data: Path) -> None:
     table = pd.read_csv(evaluated / "per_case.csv")
     for protocol, section in (("full_scan", "testing"), ("paper_crop", "validation")):

@@ -111,6 +111,8 @@ class GlobalSynthesisLoss(nn.Module):
     Args:
         l1: weight alpha_g.
         adversarial: weight of the adversarial term, also of the discriminator's own loss.
+
+    Both losses take `real`, (B,) in {0, 1}: which samples have an x_t; the means are then over those alone. None: all.
     """
 
     def __init__(self, *, l1: float = 50.0, adversarial: float = 1.0) -> None:
@@ -118,22 +120,27 @@ class GlobalSynthesisLoss(nn.Module):
         self.l1 = l1
         self.adversarial = adversarial
 
-    def forward(self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module) -> dict[str, Tensor]:
+    def forward(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.l1:
-            terms["l1_global"] = self.l1 * (x_t_syn.float() - x_t).abs().mean()
+            distance = (x_t_syn.float() - x_t).abs()
+            terms["l1_global"] = self.l1 * (distance.mean() if real is None else mean_over_samples(distance, real))
         if self.adversarial:
-            fake = D_g(torch.cat([x_s, x_t_syn], dim=1))
-            terms["adversarial_global"] = self.adversarial * lsgan_loss(fake, real=True)
+            judged = D_g(torch.cat([x_s, x_t_syn], dim=1))
+            terms["adversarial_global"] = self.adversarial * lsgan_loss(judged, real=True, weight=real)
         return terms
 
-    def discriminator(self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module) -> dict[str, Tensor]:
+    def discriminator(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Eq. 3: mean D(fake)^2 + mean (D(real) - 1)^2; no gradient reaches x_t_syn."""
         if not self.adversarial:
             return {}
-        fake = D_g(torch.cat([x_s, x_t_syn.detach()], dim=1))
-        real = D_g(torch.cat([x_s, x_t], dim=1))
-        loss = lsgan_loss(fake, real=False) + lsgan_loss(real, real=True)
+        of_fake = D_g(torch.cat([x_s, x_t_syn.detach()], dim=1))
+        of_real = D_g(torch.cat([x_s, x_t], dim=1))
+        loss = lsgan_loss(of_fake, real=False, weight=real) + lsgan_loss(of_real, real=True, weight=real)
         return {"D_g": self.adversarial * loss}
 
 
@@ -147,6 +154,8 @@ class TumorSynthesisLoss(nn.Module):
         l1: weight alpha_t.
         adversarial: weight of the adversarial term, also of the discriminator's own loss.
         margin: voxels by which the box is grown.
+
+    Both losses take `real`, see `GlobalSynthesisLoss`: samples without an x_t have weight 0 too.
     """
 
     def __init__(self, *, l1: float = 200.0, adversarial: float = 1.0, margin: int = 0) -> None:
@@ -155,11 +164,13 @@ class TumorSynthesisLoss(nn.Module):
         self.adversarial = adversarial
         self.margin = margin
 
-    def forward(self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module) -> dict[str, Tensor]:
+    def forward(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if not self.l1 and not self.adversarial:
             return terms
-        M, weight = tumor_box(y, margin=self.margin), has_tumor(y)
+        M, weight = tumor_box(y, margin=self.margin), has_tumor(y) if real is None else has_tumor(y) * real
         if self.l1:
             terms["l1_tumor"] = self.l1 * mean_over_samples((M * (x_t_syn.float() - x_t)).abs(), weight)
         if self.adversarial:
@@ -167,14 +178,16 @@ class TumorSynthesisLoss(nn.Module):
             terms["adversarial_tumor"] = self.adversarial * lsgan_loss(fake, real=True, weight=weight)
         return terms
 
-    def discriminator(self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module) -> dict[str, Tensor]:
+    def discriminator(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Eq. 3 on the masked images; no gradient reaches x_t_syn. D_t runs also where no sample has tumor."""
         if not self.adversarial:
             return {}
-        M, weight = tumor_box(y, margin=self.margin), has_tumor(y)
-        fake = D_t(torch.cat([M * x_s, M * x_t_syn.detach()], dim=1))
-        real = D_t(torch.cat([M * x_s, M * x_t], dim=1))
-        loss = lsgan_loss(fake, real=False, weight=weight) + lsgan_loss(real, real=True, weight=weight)
+        M, weight = tumor_box(y, margin=self.margin), has_tumor(y) if real is None else has_tumor(y) * real
+        of_fake = D_t(torch.cat([M * x_s, M * x_t_syn.detach()], dim=1))
+        of_real = D_t(torch.cat([M * x_s, M * x_t], dim=1))
+        loss = lsgan_loss(of_fake, real=False, weight=weight) + lsgan_loss(of_real, real=True, weight=weight)
         return {"D_t": self.adversarial * loss}
 
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that Triton writes code for
 TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
+HAS_TARGET = "has_target"  # (B,) in {0, 1}, only where cases may lack the target
 
 
 class Method(Protocol):
@@ -50,7 +51,8 @@ class MethodTrainer(Trainer):
     Args:
         device: where to train.
         max_epochs: number of epochs; one epoch is one patch per case.
-        train_data_loader: gives dicts with `image` (x_s), `target` (x_t), `label` (y) and `case` (ids).
+        train_data_loader: gives dicts with `image` (x_s), `target` (x_t), `label` (y), `case` (ids) and, where cases
+            may lack the target, `has_target` (see `FillTargetd`).
         method: what to train.
         optimizer_g: of the generator step (G and S, or the only network).
         optimizer_d: of the discriminator step, None where there is no adversary.
@@ -145,6 +147,8 @@ class MethodTrainer(Trainer):
             key: batchdata[key].to(self.state.device, non_blocking=True, memory_format=self.memory_format)
             for key in TENSORS
         }
+        if HAS_TARGET in batchdata:
+            batch[HAS_TARGET] = batchdata[HAS_TARGET]  # stays on the CPU: what is asked of it must not wait for a GPU
         cases = batchdata.get("case", [])
         first, last, share = self._accumulation()
         torch.manual_seed(_iteration_seed(self.seed, self.state.iteration, self.state.rank))
@@ -181,7 +185,8 @@ class MethodTrainer(Trainer):
         if last:
             average_gradients(self.method.generator_parameters())
             scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
-        if last and losses_d:
+        judged = any(parameter.grad is not None for parameter in discriminators)  # in any batch of this step
+        if last and judged:
             average_gradients(discriminators)
             scalars["grad_norm_D"] = _grad_norm(discriminators)
             largest = _largest_gradients(discriminators)
@@ -191,7 +196,7 @@ class MethodTrainer(Trainer):
         values, largest = self._look(scalars, largest, cases)
         if last:
             self.optimizer_g.step()
-        if last and losses_d and self.optimizer_d is not None:
+        if last and judged and self.optimizer_d is not None:
             _drop_zero_gradients(discriminators, largest)
             self.optimizer_d.step()
 

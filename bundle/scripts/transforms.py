@@ -261,6 +261,31 @@ class NormalizeForegroundd(MapTransform):
         return torch.where(inside, scaled, BACKGROUND)
 
 
+class FillTargetd(MapTransform):
+    """Fills in the target of a case that has none with background; adds `has_target`, 1 or 0, for the losses to know.
+
+    So that cases with and without a target share batches: see `methods/tissnet.py` for what such a case trains.
+
+    Args:
+        keys: the target, which may be missing.
+        like: entry whose grid it then gets, (C, X, Y, Z).
+    """
+
+    NAME = "has_target"
+
+    def __init__(self, keys: KeysCollection, *, like: str = "image") -> None:
+        super().__init__(keys)
+        self.like = like
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            d[self.NAME] = torch.tensor(float(key in d))
+            if key not in d:
+                d[key] = torch.full_like(d[self.like][:1], BACKGROUND)
+        return d
+
+
 class SamplingClassesd(MapTransform):
     """Computes where patches for training are to be centered: `sampling`, a map of classes over the whole scan.
 

@@ -90,6 +90,7 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
+    require_target: bool = True,
 ) -> dict[str, Any]: ...
 
 
@@ -100,6 +101,7 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
+    require_target: bool = True,
 ) -> list[dict[str, Any]]: ...
 
 
@@ -109,6 +111,7 @@ def load_datalist(
     check: Check | None = "headers",
     *,
     task: str | None = None,
+    require_target: bool = True,
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """Entries of one section with absolute paths, or the whole datalist without `section`.
 
@@ -119,6 +122,7 @@ def load_datalist(
         section: training, validation or testing.
         check: "headers" opens every file; "voxels" reads every file too; None opens none.
         task: the task that is to be trained or evaluated; a datalist of another one is refused.
+        require_target: whether an entry without "target" is refused; else it trains the segmentation alone.
 
     Raises:
         FileNotFoundError: no such datalist.
@@ -128,7 +132,7 @@ def load_datalist(
     path = Path(path)
     if section is not None and section not in SECTIONS:
         raise ValueError(f"{path}: unknown section {section!r}, expected one of {', '.join(SECTIONS)}")
-    datalist = _checked(path, SECTIONS if section is None else (section,), check)
+    datalist = _checked(path, SECTIONS if section is None else (section,), check, require_target=require_target)
     if task is not None and datalist["task"] != task:
         raise ValueError(
             f"{path} is a datalist of task {datalist['task']!r}, expected {task!r}; give the data prepared for it, or "
@@ -238,12 +242,14 @@ def mask_problem(case: str, voxels: NDArray) -> Problem | None:
     return Problem(case, "mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
 
 
-def _checked(path: Path, sections: Sequence[str], check: Check | None) -> dict[str, Any]:
+def _checked(
+    path: Path, sections: Sequence[str], check: Check | None, *, require_target: bool = True
+) -> dict[str, Any]:
     """The datalist with absolute paths, after all checks that were asked for."""
     if check not in (None, "headers", "voxels"):
         raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
     content = _read(path)
-    problems = _structure_problems(content)
+    problems = _structure_problems(content, require_target=require_target)
     if problems:
         raise DatalistError(path, problems)
     folder = path.resolve().parent
@@ -273,7 +279,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _structure_problems(content: dict[str, Any]) -> list[Problem]:
+def _structure_problems(content: dict[str, Any], *, require_target: bool) -> list[Problem]:
     """Everything that can be told from the JSON alone."""
     problems = []
     task = content.get("task")
@@ -297,7 +303,8 @@ def _structure_problems(content: dict[str, Any]) -> list[Problem]:
             if not isinstance(entry, dict):
                 problems.append(Problem(place, "entry", f"a {type(entry).__name__}", "an object"))
                 continue
-            problems += _entry_problems(place, entry, TASKS.get(task) if isinstance(task, str) else None)
+            known = TASKS.get(task) if isinstance(task, str) else None
+            problems += _entry_problems(place, entry, known, require_target=require_target)
             case, patient = entry.get("case"), entry.get("patient")
             if isinstance(case, str):
                 if case in cases:
@@ -309,12 +316,14 @@ def _structure_problems(content: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def _entry_problems(place: str, entry: dict[str, Any], task: Task | None) -> list[Problem]:
+def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, require_target: bool) -> list[Problem]:
     """Keys and types of one entry; `task` is None when the datalist names no known one."""
     name = entry["case"] if isinstance(entry.get("case"), str) else place
     problems = []
     for key in ("case", "patient", "image", "target", "label"):
         if key not in entry:
+            if key == "target" and not require_target:
+                continue
             problems.append(Problem(name, "missing key", f"no {key!r}", "case, patient, image, target, label"))
         elif key != "image" and (not isinstance(entry[key], str) or not entry[key]):
             problems.append(Problem(name, "entry", f"{key} is {entry[key]!r}", "a non-empty string"))
@@ -332,7 +341,9 @@ def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[Prob
     """Checks of one entry's files; an image that has no header to speak of is not read again."""
     case = entry["case"]
     volumes = {name: NiftiVolume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
-    volumes |= {task.target: NiftiVolume(Path(entry["target"])), "label": NiftiVolume(Path(entry["label"]))}
+    if "target" in entry:
+        volumes[task.target] = NiftiVolume(Path(entry["target"]))
+    volumes["label"] = NiftiVolume(Path(entry["label"]))
     problems = grid_problems(case, volumes)
     if check == "headers" or problems:
         return problems
@@ -352,8 +363,7 @@ def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **entry,
         "image": [str(folder / file) for file in entry["image"]],
-        "target": str(folder / entry["target"]),
-        "label": str(folder / entry["label"]),
+        **{key: str(folder / entry[key]) for key in ("target", "label") if key in entry},
     }
 
 

@@ -47,7 +47,13 @@ class SegmentationMethod(nn.Module):
         return [self.network]
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Runs the network."""
+        """Runs the network.
+
+        Raises:
+            ValueError: x_t is an input, and a sample of the batch has none.
+        """
+        if "target" in self.inputs and not batch.get("has_target", torch.ones(1)).all():
+            raise ValueError("cases without a target cannot train a network that sees it: leave them out.")
         return {"y_f_logits": self.network(torch.cat([batch[name] for name in self.inputs], dim=1))}
 
     def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

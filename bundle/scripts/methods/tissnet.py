@@ -10,6 +10,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from scripts.distributed import any_process
 from scripts.losses import CoarseLoss, GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
 from scripts.networks.tissnet import Cascade, TISSNet
 
@@ -41,7 +42,9 @@ class TISSNetMethod(nn.Module):
         soft_target: see `SegmentorLoss`.
         cross_entropy: weight of the cross-entropy added to the Dice of y_c and y_f; 0 is the paper's.
 
-    Batch: `image` x_s (B, C, X, Y, Z), `target` x_t (B, 1, X, Y, Z), `label` y (B, 1, X, Y, Z).
+    Batch: `image` x_s (B, C, X, Y, Z), `target` x_t (B, 1, X, Y, Z), `label` y (B, 1, X, Y, Z), and where samples may
+    lack their x_t `has_target` (B,) in {0, 1}, on the CPU. What compares with x_t (eq. 1 to 4) is then over the samples
+    that have one, and is left out of a step in which no process has any; all other terms are over all samples.
     """
 
     def __init__(
@@ -106,8 +109,11 @@ class TISSNetMethod(nn.Module):
         """Computes the weighted terms of eq. 10."""
         x_s, x_t, y = batch["image"], batch["target"], batch["label"]
         x_t_syn = outputs["x_t_syn"]
-        terms = self.global_synthesis(x_s, x_t_syn, x_t, self.D_g)
-        terms |= self.tumor_synthesis(x_s, x_t_syn, x_t, y, self.D_t)
+        terms: dict[str, Tensor] = {}
+        any_real, real = _real(batch)
+        if any_real:
+            terms |= self.global_synthesis(x_s, x_t_syn, x_t, self.D_g, real=real)
+            terms |= self.tumor_synthesis(x_s, x_t_syn, x_t, y, self.D_t, real=real)
         terms |= self.perceptibility(x_t_syn, y)
         terms |= self.coarse(outputs["y_c_logits"], y)
         if self.segmentor.needs_segmentor:
@@ -118,10 +124,22 @@ class TISSNetMethod(nn.Module):
         """Computes the weighted terms of eq. 11, on detached fakes."""
         x_s, x_t, y = batch["image"], batch["target"], batch["label"]
         x_t_syn = outputs["x_t_syn"]
-        terms = self.global_synthesis.discriminator(x_s, x_t_syn, x_t, self.D_g)
-        terms |= self.tumor_synthesis.discriminator(x_s, x_t_syn, x_t, y, self.D_t)
+        any_real, real = _real(batch)
+        if not any_real:
+            return {}
+        terms = self.global_synthesis.discriminator(x_s, x_t_syn, x_t, self.D_g, real=real)
+        terms |= self.tumor_synthesis.discriminator(x_s, x_t_syn, x_t, y, self.D_t, real=real)
         return terms
 
     def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The mask to follow during training: y_f, or y_c where S does not run."""
         return outputs.get("y_f_logits", outputs["y_c_logits"])
+
+
+def _real(batch: Mapping[str, Tensor]) -> tuple[bool, Tensor | None]:
+    """Whether any sample of any process has its x_t, the same answer in all; and which here, None where all must."""
+    has_target = batch.get("has_target")
+    if has_target is None:
+        return True, None
+    device = batch["image"].device
+    return any_process(bool(has_target.any()), device=device), has_target.to(device, non_blocking=True)
