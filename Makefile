@@ -30,11 +30,11 @@ demo: $(STAMP) ## Train, evaluate and segment small phantoms, with pictures (at 
 	cd bundle && "$(PY)" -m scripts.demo
 
 # .venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
-test: $(STAMP) ## Tests but the slow ones, with line coverage of bundle/scripts
+test: $(STAMP) ## Tests but the slow ones, with line coverage
 	"$(PY)" -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
 # .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
-test-all: $(STAMP) ## Every test, with line coverage of bundle/scripts
+test-all: $(STAMP) ## Every test, with line coverage
 	"$(PY)" -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
 # .venv/bin/python -m ruff check .; .venv/bin/python -m ruff format --check .
@@ -42,12 +42,13 @@ lint: $(STAMP) ## Style and format, changing nothing
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 
-# .venv/bin/python -m mypy bundle/scripts
-types: $(STAMP) ## Type check of bundle/scripts
-	"$(PY)" -m mypy bundle/scripts
+# .venv/bin/python -m mypy bundle/scripts monailabel_app
+types: $(STAMP) ## Type check of bundle/scripts and monailabel_app
+	"$(PY)" -m mypy bundle/scripts monailabel_app
 
-serve: ## (Not in this version) serve the bundle with MONAI Label
-	@echo "make serve: the MONAI Label app is not part of this version yet." >&2; exit 1
+# .venv/bin/python -m monailabel_app --studies DIR [--models tissnet_vs,tissnet_glioma] [--port 8000]; or --demo
+serve: $(STAMP) ## Serve the scans of STUDIES=DIR to 3D Slicer and OHIF; without it, phantoms and the demonstration weights
+	"$(PY)" -W ignore -m monailabel_app $(if $(STUDIES),--studies "$(STUDIES)",--demo) $(SERVE_OPTIONS)
 
 # .venv/bin/python tests/benchmarks/bench_inference.py; the same with --planar; .venv/bin/python tests/benchmarks/bench_step.py ...
 bench: $(STAMP) ## Seconds, memory and agreement: inference on every engine, one training step (some 25 minutes)

@@ -1,0 +1,86 @@
+"""How far the model's masks were from those that clinicians submitted. Reading and comparing go to `masks.py`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from monailabel_app.errors import InputError
+from monailabel_app.masks import check_same_grid, read_mask, scores
+
+logger = logging.getLogger(__name__)
+
+SCORES = "scores"  # in the info of the submitted label
+
+
+class DiceOfSubmitted(ScoringMethod):
+    """Dice, surface distance and volume of the model's mask (tag `original`) against the submitted one (tag `final`).
+
+    They are kept in the info of the submitted label, and not computed again while both masks stay as they are. Masks
+    that cannot be compared are reported with the reason and enter no mean.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("Dice, surface distance and volume of the model's masks against those submitted")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Scores every image with both labels.
+
+        Args:
+            request: tags `y` (default final) and `y_pred` (default original).
+            datastore: the store.
+
+        Returns:
+            `cases` (scores by image), `left_out` (a sentence by image), `mean_dice` (None without a case).
+        """
+        tag = str(request.get("y") or DefaultLabelTag.FINAL.value)
+        tag_pred = str(request.get("y_pred") or DefaultLabelTag.ORIGINAL.value)
+        known: dict[str, Any] = {}
+        made: dict[str, Any] = {}
+        left_out: dict[str, str] = {}
+        for image_id in sorted(datastore.list_images()):
+            label, predicted = (datastore.get_label_by_image_id(image_id, t) for t in (tag, tag_pred))
+            if not label or not predicted:
+                continue
+            stamps = [_stamp(datastore, label, tag), _stamp(datastore, predicted, tag_pred)]
+            before = datastore.get_label_info(label, tag).get(SCORES, {})
+            if before.get("of") == stamps:
+                known[image_id] = before
+                continue
+            try:
+                found = _compare(datastore, label, tag, predicted, tag_pred)
+            except InputError as error:
+                logger.warning("%s is not scored: %s", image_id, error)
+                left_out[image_id] = str(error)
+                continue
+            made[image_id] = {**found, "of": stamps}
+            logger.info("%s: Dice %.4f", image_id, found["dice"])
+        if made:
+            datastore.refresh()  # what other processes wrote meanwhile is to stay
+        for image_id, found in made.items():
+            label = datastore.get_label_by_image_id(image_id, tag)
+            if label:
+                datastore.update_label_info(label, tag, {SCORES: found})
+        cases = {image_id: (known | made)[image_id] for image_id in sorted(known | made)}
+        mean = float(np.mean([case["dice"] for case in cases.values()])) if cases else None
+        return {"cases": cases, "left_out": left_out, "mean_dice": mean}
+
+
+def _compare(datastore: Datastore, label: str, tag: str, predicted: str, tag_pred: str) -> dict[str, Any]:
+    names = (f"the submitted mask of {label!r}", f"the model's mask of {predicted!r}")
+    truth = read_mask(Path(datastore.get_label_uri(label, tag)), names[0])
+    prediction = read_mask(Path(datastore.get_label_uri(predicted, tag_pred)), names[1])
+    check_same_grid(truth, prediction, names)
+    return scores(prediction[0], truth[0], truth[1])
+
+
+def _stamp(datastore: Datastore, label: str, tag: str) -> list[int]:
+    """Tells a label's file from another one of the same name."""
+    found = Path(datastore.get_label_uri(label, tag)).stat()
+    return [found.st_mtime_ns, found.st_size]

@@ -1,0 +1,279 @@
+"""A bundle as the app serves it: loaded once, weights checked, one case at a time from files to mask and maps.
+
+What comes over HTTP, the data store and the numbers of the answer do not go here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from monailabel_app import versions
+from monailabel_app.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CODE = "scripts"  # the module of every bundle: only that of one bundle is loaded at a time
+BACKGROUND = -1.0  # of the bundle's normalized images
+BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
+OUTPUTS = ("pred", "synthetic", "error")
+
+
+@dataclass
+class Segmentation:
+    """What the bundle found in one case; the mask is (X, Y, Z) on the scan's own grid, in its file's order of axes.
+
+    `middle_mm` is the head's middle between left and right, x in RAS millimeters, None if not both are seen.
+    `confidence` is the mean probability inside the mask, of an empty one that of the background where it is lowest; not
+    calibrated. `disagreement` is 1 - Dice of y_f and y_r, 0 where both are empty; `error_mass_mm3` the integral of the
+    error map.
+    `files` holds the saved volumes by name: pred (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+    middle_mm: float | None
+    files: dict[str, Path]
+    confidence: float
+    disagreement: float
+    error_mass_mm3: float
+    device: str
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+class ServedBundle:
+    """One model of the app: a bundle's inference.json, its weights and, loaded with them, its network and inferer.
+
+    Args:
+        name: the model's name in the app.
+        folder: the bundle's root.
+        overrides: further configs over inference.json, such as the glioma task's.
+        weights: released weights, a state dict; models/model.pt where left out.
+        fine_tuned: folder of fine-tuned weights, see `versions.py`; None where only released ones are served.
+
+    Raises:
+        FileNotFoundError: the bundle has no config or no weights there.
+        ValueError: the weights are not those that the bundle's metadata name, or another network's.
+    """
+
+    _running = threading.RLock()  # of all models: there is one processor, one GPU, one module named `scripts`
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        overrides: Sequence[Path] = (),
+        weights: Path | None = None,
+        fine_tuned: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.folder = folder.resolve()
+        self.config_files = [self.folder / "configs" / "inference.json", *overrides]
+        self.released_weights = (weights or self.folder / "models" / "model.pt").resolve()
+        self.fine_tuned = fine_tuned
+        for file in (*self.config_files, self.folder / "configs" / "metadata.json", self.released_weights):
+            if not file.is_file():
+                raise FileNotFoundError(f"model {name}: no {file}: expected a bundle with its configs and weights.")
+        metadata = json.loads((self.folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        self.released_version = str(metadata["version"])
+        self._check_released(metadata)
+        self._load(self._chosen())
+
+    def _check_released(self, metadata: Mapping[str, Any]) -> None:
+        """Compares the weights with the metadata's sha256, and reads there whether they are a demonstration."""
+        known = metadata.get("weights_sha256", {})
+        inside = self.released_weights.is_relative_to(self.folder)
+        file = self.released_weights.relative_to(self.folder).as_posix() if inside else ""
+        found = sha256(self.released_weights)
+        if file in known and known[file] != found:
+            raise ValueError(
+                f"model {self.name}: {self.released_weights} has sha256 {found}, the bundle's metadata name "
+                f"{known[file]}: the file is damaged or not the released one; download the bundle again."
+            )
+        if file not in known:
+            logger.warning("model %s: the bundle's metadata have no sha256 for these weights.", self.name)
+        self.demonstration = found in (known[f] for f in metadata.get("demonstration_weights", ()) if f in known)
+
+    def _chosen(self) -> Path:
+        promoted = versions.served(self.fine_tuned, self.name) if self.fine_tuned else None
+        return promoted or self.released_weights
+
+    @contextlib.contextmanager
+    def _code(self) -> Iterator[None]:
+        """This bundle's `scripts` in sys.path, and in sys.modules no other bundle's."""
+        loaded = sys.modules.get(CODE)
+        if loaded is not None and Path(str(loaded.__file__)).parent.parent.resolve() != self.folder:
+            for module in [m for m in sys.modules if m == CODE or m.startswith(f"{CODE}.")]:
+                del sys.modules[module]
+        sys.path.insert(0, str(self.folder))
+        try:
+            yield
+        finally:
+            sys.path.remove(str(self.folder))
+
+    def _parser(self, **values: Any) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in self.config_files])
+        for key, value in ({"bundle_root": str(self.folder)} | values).items():
+            parser[key] = value
+        return parser
+
+    def _load(self, weights: Path) -> None:
+        with self._running, self._code():
+            parser = self._parser(checkpoint_path=str(weights), device="cpu")
+            network = parser.get_parsed_content("network")
+            importlib.import_module(f"{CODE}.trainer").load_weights(network, path=weights)
+            inferer = parser.get_parsed_content("inferer")
+            task = importlib.import_module(f"{CODE}.data.datalist").TASKS[parser["task"]]
+            self.refine = importlib.import_module(f"{CODE}.losses").refine
+            self.t2_likeness = importlib.import_module(f"{CODE}.data.checks").t2_likeness
+        self.network, self.inferer = network.eval(), inferer
+        self.weights, self.sha256 = weights, sha256(weights)
+        released = weights == self.released_weights
+        self.version = self.released_version + ("" if released else f", fine-tuned {weights.parent.name}")
+        self.task: str = parser["task"]
+        self.source_modalities: tuple[str, ...] = task.image
+        self.target_modality: str = task.target
+        self.labels = {task.structure: 1}
+        self.defaults = {key: parser[key] for key in ("threshold", "overlap")}
+        logger.info("model %s: weights %s, sha256 %s", self.name, weights, self.sha256)
+
+    def refresh(self) -> None:
+        """Loads weights that were promoted, or rolled back to, since the last request; on an error keeps the old."""
+        try:
+            chosen = self._chosen()
+            if chosen != self.weights:
+                self._load(chosen)
+        except (OSError, ValueError) as error:
+            logger.error("model %s: goes on with %s, for: %s", self.name, self.weights, error)
+
+    def warm_up(self) -> None:
+        """Compiles what the processor runs, on an empty volume: the first request then takes no longer than others."""
+        with self._running, torch.no_grad():
+            started = time.perf_counter()
+            x, y, z = self.inferer.size
+            self.inferer(torch.zeros(1, len(self.source_modalities), 2 * x, y, z), self.network.to("cpu"))
+            logger.info("model %s: ready after %.1f s", self.name, time.perf_counter() - started)
+
+    def segment(
+        self,
+        files: Sequence[Path],
+        folder: Path,
+        *,
+        case: str,
+        threshold: float,
+        overlap: float,
+        flips: bool,
+        device: str,
+    ) -> Segmentation:
+        """Segments one case; outputs are written below `folder`.
+
+        Args:
+            files: the source scans in the order of `source_modalities`, on one grid.
+            folder: an empty folder.
+            case: its name, for messages and files.
+            threshold: of the mask's probability.
+            overlap: of windows, 0 to below 1.
+            flips: whether to average over flips of every window too, in both in-plane axes: four times the work.
+            device: "cpu" or "cuda[:N]"; where a GPU's memory does not suffice, the processor takes over, with a note.
+
+        Raises:
+            InputError: the scans cannot be used; the reason is that of the bundle's own transforms.
+        """
+        with self._running:
+            self.refresh()
+            started = time.perf_counter()
+            notes: list[str] = []
+            with self._code():
+                parser = self._parser(threshold=threshold, output_dir=str(folder))
+                before = parser.get_parsed_content("preprocessing")
+                after = parser.get_parsed_content("postprocessing")
+            try:
+                image = [str(file) for file in files]
+                data = before({"case": case, "image": image[0] if len(image) == 1 else image})
+            except (ValueError, FileNotFoundError, RuntimeError) as error:
+                raise InputError(_innermost(error)) from error
+            for windows in (self.inferer, self.inferer.localize):
+                windows.overlap = overlap
+            self.inferer.flips = [(0,), (1,), (0, 1)] if flips else []
+            middle_mm = _middle_mm(data["image"])
+            data["pred"], used = self._infer(data["image"], device, notes)
+            plain = torch.as_tensor(data["pred"]).as_subclass(torch.Tensor).numpy()
+            voxel_mm3 = float(torch.as_tensor(data["image"].pixdim).prod())
+            output = after(data)
+        if self.inferer.cut or self.inferer.places > self.inferer.most_places:
+            notes.append(f"The network looked at {self.inferer.looked_at}: look there too.")
+        y_f, _, y_c, y_e = (torch.from_numpy(channel) for channel in plain)
+        inside = y_f >= threshold
+        return Segmentation(
+            mask=np.asarray(output["pred"][0].cpu()) > 0,
+            affine=np.asarray(output["pred"].affine.cpu(), dtype=float),
+            middle_mm=middle_mm,
+            files={name: Path(str(output[name].meta["saved_to"])) for name in OUTPUTS},
+            confidence=float(y_f[inside].mean() if inside.any() else 1 - y_f.max()),
+            disagreement=_disagreement(inside, self.refine(y_c, y_e) >= threshold),
+            error_mass_mm3=float(y_e.sum()) * voxel_mm3,
+            device=used,
+            seconds=time.perf_counter() - started,
+            notes=notes,
+        )
+
+    def _infer(self, image: torch.Tensor, device: str, notes: list[str]) -> tuple[torch.Tensor, str]:
+        """The inferer's output (4, X, Y, Z) on the CPU, with the metadata, and the device that computed it."""
+        for target in dict.fromkeys((device, "cpu")):
+            try:
+                with torch.no_grad():
+                    return self.inferer(image[None].to(target), self.network.to(target))[0].cpu(), target
+            except torch.OutOfMemoryError:
+                if target == "cpu":
+                    raise
+                torch.cuda.empty_cache()
+                logger.warning("model %s: out of memory on %s, going on with the processor", self.name, target)
+                notes.append("The graphics card had too little memory: computed on the processor, slower.")
+        raise AssertionError("the processor either answers or raises")
+
+
+def sha256(file: Path) -> str:
+    """The file's SHA-256, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _disagreement(first: torch.Tensor, second: torch.Tensor) -> float:
+    total = int(first.sum() + second.sum())
+    return 1 - 2 * int((first & second).sum()) / total if total else 0.0
+
+
+def _middle_mm(image: Any) -> float | None:
+    """The x (RAS, mm) where left and right of the head meet, about, in a normalized image (C, X, Y, Z).
+
+    None where so little of the head is seen that both its sides cannot be in the image.
+    """
+    head = torch.as_tensor(image).as_subclass(torch.Tensor)[0] > BACKGROUND
+    affine = np.asarray(image.affine.cpu(), dtype=float)
+    x = np.argwhere(head.numpy()) @ affine[0, :3] + affine[0, 3]
+    low, high = np.percentile(x, (1, 99))
+    return float((low + high) / 2) if high - low >= BOTH_SIDES_MM else None
+
+
+def _innermost(error: BaseException) -> str:
+    """The reason that a transform gave, without MONAI's frame around it."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
