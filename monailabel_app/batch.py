@@ -58,7 +58,7 @@ class TISSNetBatchInferTask(BatchInferTask):
         else:
             raise InputError(f"images is {wanted!r}: expected all, labeled, unlabeled or a list of images.")
         if request.get("skip_answered"):
-            images = [image for image in images if not datastore.get_label_by_image_id(image, _tag(request))]
+            images = [image for image in images if not _answered(datastore, image, _tag(request), model.name)]
         most = int(request.get("max_batch_size") or 0)
         return images[:most] if most > 0 else images
 
@@ -94,6 +94,13 @@ class TISSNetBatchInferTask(BatchInferTask):
         if name not in self.models:
             raise NotFound(f"There is no model {name!r}: expected one of {', '.join(self.models)}.")
         return self.models[name]
+
+
+def _answered(datastore: Datastore, image: str, tag: str, model: str) -> bool:
+    """Whether the store has this model's answer: two models may have the same image to start from."""
+    if not datastore.get_label_by_image_id(image, tag):
+        return False
+    return datastore.get_label_info(image, tag).get("model") == model
 
 
 def _tag(request: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from monailabel_app.served import ServedBundle
-from monailabel_app.store import siblings, start_image
+from monailabel_app.store import siblings, start_image, submitted_images
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
 
 def list_cases(datastore: Datastore, models: Mapping[str, ServedBundle]) -> list[Case]:
     """Every case that one of the models can start from, the oldest first, then by name."""
-    done = set(datastore.get_labeled_images())
+    done = submitted_images(datastore)
     found: dict[str, Case] = {}
     for image in datastore.list_images():
         for model in models.values():

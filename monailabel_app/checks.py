@@ -23,6 +23,7 @@ LEAST_PER_AXIS = 16  # in plane
 LEAST_SLICES = 5
 SPACING_MM = (0.1, 15.0)
 EXTENT_MM = (25.0, 600.0)  # of a head's scan, along any axis
+MOST_MM3 = 320.0**3  # resampled to the network's spacing, more would not fit in memory
 
 # `t2_likeness` of 34 glioma patients: T2 -0.22 to 0.92, T1 at most -0.15, ceT1 0.17, FLAIR 0.31. Nothing right is
 # doubted there.
@@ -62,7 +63,7 @@ def check_header(file: Path, name: str) -> None:
     if slices < LEAST_SLICES or sorted(shape)[1] < LEAST_PER_AXIS:
         raise InputError(f"{name} has {_times(shape)} voxels: expected at least {LEAST_SLICES} slices of a head.")
     extent = [n * s for n, s in zip(shape, spacing, strict=True)]
-    if max(extent) > EXTENT_MM[1] or sorted(extent)[1] < EXTENT_MM[0]:
+    if max(extent) > EXTENT_MM[1] or sorted(extent)[1] < EXTENT_MM[0] or np.prod(extent) > MOST_MM3:
         raise InputError(f"{name} covers {_times(extent)} mm: expected a scan of a head; the file's header is wrong.")
 
 

@@ -184,6 +184,8 @@ def check_label_file(label: Path, suffix: str, image: Path) -> None:
         voxels = np.asanyarray(read())
     except Exception as error:
         raise InputError("The label cannot be read to its end: the file is damaged; send it again.") from error
+    if voxels.dtype.kind not in "buif":
+        raise InputError("The label holds colors or complex numbers: expected one whole number for each voxel.")
     low, high = voxels.min(), voxels.max()  # NaN if any is
     if not 0 <= low <= high <= MOST_SEGMENTS or (voxels.dtype.kind == "f" and (voxels % 1).any()):
         raise InputError(
@@ -200,4 +202,4 @@ def _header(path: Path) -> tuple[tuple[int, ...], int, Callable[[], Any]]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return reader.GetSize(), reader.GetNumberOfComponents(), lambda: sitk.GetArrayViewFromImage(reader.Execute())
+    return reader.GetSize(), reader.GetNumberOfComponents(), lambda: sitk.GetArrayFromImage(reader.Execute())

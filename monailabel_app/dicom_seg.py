@@ -33,6 +33,10 @@ _MANUFACTURER = "TISS-Net bundle developers"
 _MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 _TEXT = 64  # characters of a long string (LO)
+_SHORT_TEXT = 1024  # characters of a short text (ST)
+_CODE_PARTS = {"CodeValue": 16, "CodingSchemeDesignator": 16, "CodeMeaning": _TEXT}  # characters: SH, SH, LO
+# A backslash parts the values of an attribute; half a surrogate pair, as JSON can bring it, has no encoding.
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Type 2 attributes that highdicom copies and scans without an identity often lack.
 _MAY_BE_EMPTY = (
     "PatientName PatientID PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime "
@@ -113,8 +117,10 @@ def dicom_seg(
         Path of a temporary file, which the caller removes.
 
     Raises:
-        InputError: the mask is not on the grid of the series or not of 0 and 1, or the folder is no series.
+        InputError: the mask is not on the grid of the series or not of 0 and 1, the folder is no series, or a code of
+            the request is incomplete or too long.
     """
+    model, version = _plain(model), _plain(version)
     headers, grid = _read_series(Path(series_dir))
     planes = _on_grid(_read_mask(Path(mask_file)), grid, len(headers), (headers[0].Rows, headers[0].Columns))
     info = dict(label_info[0]) if label_info else {}
@@ -130,8 +136,8 @@ def dicom_seg(
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer=_MANUFACTURER,
-        manufacturer_model_name=(model or "MONAI Label")[:_TEXT],
-        software_versions=(version or "unknown")[:_TEXT],
+        manufacturer_model_name=model or "MONAI Label",
+        software_versions=version or "unknown",
         device_serial_number="1",
         content_label="TUMOR",
         content_description=title[:_TEXT],
@@ -156,7 +162,7 @@ def _segment(
 ) -> highdicom.seg.SegmentDescription:
     """The one segment: codes by the name of the label or else of the model, and what the request says over them."""
     given = info.get("segmentAttribute") or {}
-    name = str(given.get("SegmentLabel") or info.get("name") or "")
+    name = _plain(given.get("SegmentLabel")) or _plain(info.get("name"))
     finding = finding_of(name)
     if finding is _OTHER:
         finding = finding_of(model)
@@ -165,52 +171,73 @@ def _segment(
     algorithm = None
     if model:
         algorithm = highdicom.AlgorithmIdentificationSequence(
-            name=model[:_TEXT],
+            name=model,
             family=_ARTIFICIAL_INTELLIGENCE,
-            version=(version or "unknown")[:_TEXT],
+            version=version or "unknown",
             source=_MANUFACTURER,
         )
     segment = highdicom.seg.SegmentDescription(
         segment_number=1,
-        segment_label=name[:_TEXT],
+        segment_label=name,
         segmented_property_category=_code(given, "SegmentedPropertyCategoryCodeSequence", _MORPHOLOGY) or _MORPHOLOGY,
         segmented_property_type=_code(given, "SegmentedPropertyTypeCodeSequence", finding.type) or finding.type,
         algorithm_type=algorithm_type if model else "MANUAL",
         algorithm_identification=algorithm,
         tracking_uid=highdicom.UID(),
-        tracking_id=name[:_TEXT],
+        tracking_id=name,
         anatomic_regions=[region] if region is not None else None,
     )
-    description = given.get("SegmentDescription") or info.get("description")
+    description = _plain(given.get("SegmentDescription"), _SHORT_TEXT) or _plain(info.get("description"), _SHORT_TEXT)
     if description:
-        segment.SegmentDescription = str(description)[:1024]
+        segment.SegmentDescription = description
     color = given.get("recommendedDisplayRGBValue") or info.get("color")
     segment.RecommendedDisplayCIELabValue = _dicom_lab(_rgb(color) or finding.color)
     return segment
+
+
+def _plain(text: Any, length: int = _TEXT) -> str:
+    """A client's text as one line that an attribute of that many characters can hold; "" for None."""
+    words = _FORBIDDEN.sub(" ", "" if text is None else str(text)).split()
+    return " ".join(words)[:length].rstrip()
 
 
 def _code(given: Mapping[str, Any], key: str, default: Code | None) -> Code | None:
     """A code of a `segmentAttribute`, in which it is one item or a list of one.
 
     Raises:
-        InputError: it is there and incomplete.
+        InputError: it is there and incomplete, or a part is longer than the standard lets it be or has a backslash or
+            a control character.
     """
     item = given.get(key)
     if isinstance(item, Sequence) and not isinstance(item, str):
         item = item[0] if item else None
     if not item:
         return default
-    parts = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
-    if not isinstance(item, Mapping) or not all(item.get(part) for part in parts):
-        raise InputError(f"The label's {key} is {item!r}: it needs {', '.join(parts)}, or leave it out.")
-    return Code(*(str(item[part]) for part in parts))
+    if not isinstance(item, Mapping):
+        item = {}
+    parts = {part: str(item.get(part) or "").strip() for part in _CODE_PARTS}
+    missing = [part for part, text in parts.items() if not text]
+    if missing:
+        raise InputError(
+            f"The label's {key} lacks {', '.join(missing)}: it needs {', '.join(_CODE_PARTS)}, or leave it out."
+        )
+    for part, most in _CODE_PARTS.items():
+        if len(parts[part]) > most:
+            raise InputError(
+                f"The label's {key} has a {part} of {len(parts[part])} characters: DICOM takes {most} at most."
+            )
+        if _FORBIDDEN.search(parts[part]):
+            raise InputError(
+                f"The label's {key} has a {part} with a backslash or a control character: expected plain text."
+            )
+    return Code(*parts.values())
 
 
 def _rgb(color: Any) -> tuple[int, int, int] | None:
     """Three bytes, of a list of three or more numbers; None where it is something else."""
     try:
         red, green, blue = (min(max(int(value), 0), 255) for value in list(color)[:3])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of infinity
         return None
     return red, green, blue
 
@@ -233,15 +260,18 @@ def _dicom_lab(rgb: tuple[int, int, int]) -> list[int]:
 def _read_series(folder: Path) -> tuple[list[Dataset], NDArray[np.float64]]:
     """Headers of the series in order of its slices, and its grid: (column, row, slice) to LPS mm, 4 x 4.
 
-    One header for an enhanced file, and then the frames must be in order of the slices.
+    Raises:
+        InputError: no series of evenly spaced single slices; an enhanced file, of many frames, is refused too.
     """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     headers = [header for path in files if (header := _read_header(path)) is not None]
     if not headers:
-        raise InputError(f"There is no DICOM image in {folder}: load the scan again.")
+        logger.warning("no DICOM image in %s", folder)
+        raise InputError("There is no DICOM image of this scan on the server: load the scan again.")
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
-        raise InputError(f"There are images of {len(series)} series in {folder}: one series is expected.")
+        logger.warning("images of %d series in %s", len(series), folder)
+        raise InputError(f"There are images of {len(series)} series in the scan's folder: one series is expected.")
     missing = [k for k in ("FrameOfReferenceUID", "Rows", "Columns") if not headers[0].get(k)]
     if missing:
         raise InputError(f"The scan's headers lack {', '.join(missing)}, so that no segmentation can refer to it.")

@@ -5,6 +5,7 @@ How a DICOM-SEG is written goes to `dicom_seg.py`, answers over HTTP to `server.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -56,6 +57,7 @@ _WORDS = {
 _Value = TypeVar("_Value")
 
 
+@functools.lru_cache(maxsize=4096)
 def modality_of(description: str) -> str | None:
     """Modality that a SeriesDescription names: "T1", "ceT1", "T2" or "FLAIR"; None where it names none for certain.
 
@@ -79,19 +81,31 @@ def modality_of(description: str) -> str | None:
 
 
 class _Fresh:
-    """Answers of a server, each believed for some seconds."""
+    """Answers of a server, each believed for some seconds, its silence too: others do not wait for it once more."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._known: dict[Any, tuple[float, Any]] = {}
+        self._failed: dict[Any, tuple[float, str]] = {}
 
     def get(self, key: Any, seconds: float, ask: Callable[[], _Value]) -> _Value:
-        """The known answer where it is fresh, or else a new one."""
+        """The known answer where it is fresh, or else a new one.
+
+        Raises:
+            Busy: the server did not answer, now or within the last `FRESH_SECONDS`.
+        """
         with self._lock:
-            known = self._known.get(key)
-            if known is None or time.monotonic() - known[0] > seconds:
+            known, failed = self._known.get(key), self._failed.get(key)
+            if known is not None and time.monotonic() - known[0] <= seconds:
+                return known[1]
+            if failed is not None and time.monotonic() - failed[0] <= FRESH_SECONDS:
+                raise Busy(failed[1])
+            try:
                 known = (time.monotonic(), ask())
-                self._known[key] = known
+            except Busy as error:
+                self._failed[key] = (time.monotonic(), str(error))
+                raise
+            self._known[key] = known
             return known[1]
 
     def forget(self) -> None:
@@ -158,6 +172,7 @@ class TISSNetDICOMStore(DICOMWebDatastore):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._fresh = _Fresh()
+        self._by_study: tuple[dict[str, Dataset], dict[str, list[str]]] = ({}, {})
         self._fetching = threading.RLock()
         super().__init__(*args, **kwargs)
         self._client.set_http_retry_params(retry=False)  # five tries of a minute each would be no answer
@@ -169,9 +184,12 @@ class TISSNetDICOMStore(DICOMWebDatastore):
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """UIDs of the series that a segmentation on the server refers to."""
         uncached = DICOMWebDatastore.get_labeled_images.__wrapped__
-        key = ("labeled", label_tag, tuple(labels or ()))
-        with _archive():
-            return list(self._fresh.get(key, FRESH_LABELS_SECONDS, lambda: uncached(self, label_tag, labels)))
+
+        def ask() -> list[str]:
+            with _archive():
+                return list(uncached(self, label_tag, labels))
+
+        return list(self._fresh.get(("labeled", label_tag, tuple(labels or ())), FRESH_LABELS_SECONDS, ask))
 
     def siblings(self, image_id: str) -> dict[str, str]:
         """The series of the study that a series belongs to: UID by modality; none where the series itself has none.
@@ -186,9 +204,8 @@ class TISSNetDICOMStore(DICOMWebDatastore):
             return {}
         study = _text(own, "StudyInstanceUID")
         found: dict[str, list[str]] = {}
-        for uid, one in known.items():
-            name = modality_of(_text(one, "SeriesDescription"))
-            if name is not None and _text(one, "StudyInstanceUID") == study:
+        for uid in self._studies(known)[study]:
+            if (name := modality_of(_text(known[uid], "SeriesDescription"))) is not None:
                 found.setdefault(name, []).append(uid)
         chosen = {}
         for name, uids in found.items():
@@ -288,6 +305,16 @@ class TISSNetDICOMStore(DICOMWebDatastore):
             return {str(one.SeriesInstanceUID): one for one in series}
 
         return self._fresh.get("series", FRESH_SECONDS, ask)
+
+    def _studies(self, known: dict[str, Dataset]) -> dict[str, list[str]]:
+        """The UIDs of an answer of `_series` by study; of the last answer they are kept."""
+        of, studies = self._by_study
+        if of is not known:
+            studies = {}
+            for uid, one in known.items():
+                studies.setdefault(_text(one, "StudyInstanceUID"), []).append(uid)
+            self._by_study = (known, studies)
+        return studies
 
     def _count_of(self, image_id: str) -> int:
         """How many images of a series the server has; 0 where it does not say.

@@ -137,7 +137,7 @@ class TISSNetInferTask(InferTask):
             except (TypeError, ValueError):
                 values[key] = math.nan
             if not low <= values[key] <= high:
-                raise InputError(f"{key} is {request[key]!r}: expected a number from {low:g} to {high:g}.")
+                raise InputError(f"{key} is {request.get(key)!r}: expected a number from {low:g} to {high:g}.")
         device = str(name_to_device(request.get("device")))
         known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["cuda"] * torch.cuda.is_available()]
         if device not in known:
@@ -163,8 +163,8 @@ class TISSNetInferTask(InferTask):
             "latencies": {"total": round(found.seconds, 2)},
             "device": found.device,
             "model": bundle.name,
-            "model_version": bundle.version,
-            "weights_sha256": bundle.sha256,
+            "model_version": found.version,
+            "weights_sha256": found.sha256,
             "demonstration": bundle.demonstration,
             "notes": [*notes, *found.notes],
             "centroids": {},

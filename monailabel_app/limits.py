@@ -33,6 +33,9 @@ UPLOADS = re.compile(r"(/datastore(/|/image|/label)?|/session/?|/infer/[^/]+|/pr
 INFO = re.compile(r"/info/?")
 INFO_REQUESTS = 16  # of /info beyond the bound on requests, so that it answers when all else is full
 DRAIN_SECONDS = 10.0
+SLOWEST_BYTES = 100_000  # of a request's body in a second
+MOST_FILES = 4  # of a form; no client sends more than one
+MOST_FIELDS = 16  # the same of texts
 RETRY_SECONDS = 5
 OHIF_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
@@ -57,7 +60,8 @@ class Limits:
         requests: requests of all kinds at once.
         upload_bytes: the most that a request with a file may hold.
         json_bytes: the most that any other request may hold.
-        idle_seconds: for how long a client may stop in the middle of sending.
+        idle_seconds: for how long a client may stop in the middle of sending, and how far it may fall behind
+            `SLOWEST_BYTES` in a second.
         sessions: uploads kept for clients (Slicer's sessions).
         hosts: names, beside this machine's own, under which the server is asked (`ai.hospital.example`).
         allow_delete: whether clients may remove images and labels.
@@ -176,7 +180,7 @@ class Guard:
             fields = {key.replace("_", "-"): value for key, value in more.items()}
             await JSONResponse({"detail": sentence}, status, headers=fields)(scope, receive, sending)
 
-        if refusal := self._foreign(headers):
+        if refusal := self._foreign(headers, path):
             return await refuse(*refusal)
         if self.held >= self.limits.requests + INFO_REQUESTS * bool(INFO.fullmatch(path)):
             return await refuse(
@@ -203,7 +207,7 @@ class Guard:
         finally:
             self.held -= 1
 
-    def _foreign(self, headers: dict[str, str]) -> tuple[int, str] | None:
+    def _foreign(self, headers: dict[str, str], path: str) -> tuple[int, str] | None:
         """Why a host or origin is refused: DNS rebinding, or another site's page in the clinician's browser."""
         host = headers.get("host", "").lower()
         name = re.sub(r":\d+$", "", host)
@@ -214,7 +218,10 @@ class Guard:
             )
         origin = headers.get("origin")
         if origin is None:
-            foreign = headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
+            # A link of another site may open the viewer, and nothing that costs time or holds a scan.
+            opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            allowed = opened and (path in ("/", "/ohif") or path.startswith("/ohif/"))
+            foreign = headers.get("sec-fetch-site") == "cross-site" and not allowed
         else:
             foreign = origin not in self.origins and origin.lower().partition("://")[2] != host
         return (403, "Pages of other sites may not use this server.") if foreign else None
@@ -227,18 +234,20 @@ class Guard:
         return [(key.encode(), value.encode()) for key, value in fields.items()]
 
     def _bounded(self, receive: Receive, most: int) -> Receive:
-        total, finished = 0, False
+        total, waited, finished = 0, 0.0, False
 
         async def bounded() -> Message:
-            nonlocal total, finished
+            nonlocal total, waited, finished
             if finished:
                 return await receive()
+            start = time.monotonic()
             try:
-                with anyio.fail_after(self.limits.idle_seconds):
+                with anyio.fail_after(self.limits.idle_seconds + min(0.0, total / SLOWEST_BYTES - waited)):
                     message = await receive()
             except TimeoutError:
                 finished = True
-                raise HTTPException(408, "The request stopped in the middle: send it again.") from None
+                raise HTTPException(408, "The request stopped in the middle, or is too slow: send it again.") from None
+            waited += time.monotonic() - start
             total += len(message.get("body", b""))
             finished = not message.get("more_body", False)
             if total > most:

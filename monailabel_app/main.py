@@ -32,6 +32,7 @@ from monailabel_app.errors import InputError, NotFound  # noqa: E402
 from monailabel_app.infer import DEMONSTRATION, TISSNetInferTask  # noqa: E402
 from monailabel_app.scoring import DiceOfSubmitted  # noqa: E402
 from monailabel_app.served import ServedBundle  # noqa: E402
+from monailabel_app.shared_store import mend, share  # noqa: E402
 from monailabel_app.store import source_files  # noqa: E402
 from monailabel_app.strategies import Disagreement, FirstCome  # noqa: E402
 from monailabel_app.train import TISSNetTrainTask  # noqa: E402
@@ -86,10 +87,12 @@ class TISSNetApp(MONAILabelApp):
             if wanted == "tissnet_glioma":
                 overrides = [bundle / GLIOMA_OVERRIDE]
                 weights = Path(conf.get("weights_glioma") or bundle / GLIOMA_WEIGHTS)
-            elif Path(wanted).is_dir():
+            elif wanted not in NAMES and Path(wanted).is_dir():
                 name, folder = Path(wanted).resolve().name, Path(wanted)
             elif wanted not in NAMES:
                 raise ValueError(f"no model {wanted!r}: expected {', '.join(NAMES)}, or the folder of a bundle.")
+            if name in models:
+                raise ValueError(f"two models are named {name}: give the folder of one of them another name.")
             served = ServedBundle(name, folder, overrides=overrides, weights=weights, fine_tuned=fine_tuned)
             if served.demonstration and not allowed:
                 raise ValueError(
@@ -98,6 +101,14 @@ class TISSNetApp(MONAILabelApp):
                 )
             models[name] = served
         return models
+
+    def init_datastore(self) -> Datastore:
+        """The store, as this process shares it with the server's other ones."""
+        if "://" not in self.studies:
+            mend(Path(self.studies))
+        store = super().init_datastore()
+        share(store)
+        return store
 
     def init_remote_datastore(self) -> Datastore:
         """The store of a DICOMweb address; MONAI Label's other kinds stay as they are."""
@@ -170,6 +181,9 @@ class TISSNetApp(MONAILabelApp):
                     store.save_label(image_id, str(file), name, copy.deepcopy(info))
                 if request.get("save_label"):
                     label = store.save_label(image_id, str(answer.mask), tag, copy.deepcopy(info))
+        except BaseException:
+            answer.mask.unlink()
+            raise
         finally:
             for file in answer.extra.values():
                 file.unlink()

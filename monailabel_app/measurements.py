@@ -65,11 +65,13 @@ def measure(mask: np.ndarray, affine: np.ndarray, *, middle_mm: float | None) ->
 def _diameters(inside: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """The largest diameters of one part, (x, y, z) its box."""
     through = int(np.argmax(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
+    in_plane = [axis for axis in range(3) if axis != through]
+    flat = np.linalg.qr(affine[:3, in_plane])[1]  # the same plane, in two coordinates, mm
     vertices, *_ = marching_cubes(np.pad(inside, 1).astype(np.float32), 0.5)
     axial = 0.0
     for index in range(inside.shape[through]):
-        in_plane = vertices[np.abs(vertices[:, through] - (index + 1)) < 1e-3]
-        axial = max(axial, _largest_distance(in_plane @ affine[:3, :3].T))
+        points = vertices[np.abs(vertices[:, through] - (index + 1)) < 1e-3]
+        axial = max(axial, _largest_distance(points[:, in_plane] @ flat.T))
     return {
         "diameter_3d_mm": round(_largest_distance(vertices @ affine[:3, :3].T), 1),
         "diameter_axial_mm": round(axial, 1),
@@ -81,7 +83,7 @@ def _largest_distance(points: np.ndarray) -> float:
         return 0.0
     try:
         points = points[ConvexHull(points).vertices]
-    except QhullError:  # all in a plane, as those of one slice are: its few points do without
+    except QhullError:  # all on a line, or fewer than a hull needs: few
         pass
     return float(pdist(points).max())
 

@@ -18,7 +18,9 @@ from monailabel_app.errors import InputError
 
 LONGEST_TEXT = 200
 LONGEST_LIST = 256
-RESERVED_INFO = ("name", "ts", "path", "checksum", "strategy", "user")
+DEEPEST_INFO = 8
+MOST_INFO_BYTES = 16 * 1024
+RESERVED_INFO = ("name", "ts", "path", "checksum", "strategy", "user", "id", "reason", "label_id")
 DROPPED = ("logging", "client_id", "label_prompt", "model", "description")
 CLIENTS_CLUTTER = ("", None)
 MOST_COUNT = 100_000
@@ -32,14 +34,16 @@ def json_object(text: str | bytes | None) -> dict[str, Any]:
     """The object that a JSON text holds; nothing means an empty one.
 
     Raises:
-        Malformed: not JSON, or not an object.
+        Malformed: not JSON, or not an object, or with numbers that are not finite.
     """
 
-    def refuse(number: str) -> float:
-        raise ValueError(number)
+    def finite(number: str) -> float:
+        if not math.isfinite(found := float(number)):
+            raise ValueError(number)
+        return found
 
     try:
-        value = json.loads(text or "{}", parse_constant=refuse)
+        value = json.loads(text or "{}", parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise Malformed("The options of the request are not readable JSON.") from error
     if value is None:
@@ -53,14 +57,38 @@ def clean_info(sent: Mapping[str, Any]) -> dict[str, Any]:
     """What a client wants kept beside an image or label: anything small, but nothing the store itself writes.
 
     Raises:
-        InputError: a reserved name, or a list of segments that is none.
+        InputError: a reserved name, a list of segments that is none, or too much.
     """
     if reserved := sorted(set(sent) & set(RESERVED_INFO)):
         raise InputError(f"The information {', '.join(reserved)} is the server's own and cannot be changed.")
     info = dict(sent)
     if "label_info" in info:
         info["label_info"] = _label_info("label_info", info["label_info"])
+    check_info(info)
     return info
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Whether the store's list can be read again with this information in it.
+
+    Raises:
+        InputError: too deep or too long, or with letters that cannot be written.
+    """
+    if not _within(info, DEEPEST_INFO):
+        raise InputError(f"The information has too many levels: expected at most {DEEPEST_INFO}.")
+    try:
+        size = len(json.dumps(info, ensure_ascii=False, allow_nan=False).encode())
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is one: half of a letter
+        raise InputError("The information cannot be written as JSON: it holds broken letters or numbers.") from error
+    if size > MOST_INFO_BYTES:
+        raise InputError(f"The information is too long: expected at most {MOST_INFO_BYTES} bytes with what is there.")
+
+
+def _within(value: Any, levels: int) -> bool:
+    if not isinstance(value, (Mapping, list, tuple)):
+        return True
+    parts = value.values() if isinstance(value, Mapping) else value
+    return levels > 0 and all(_within(part, levels - 1) for part in parts)
 
 
 def clean_options(
@@ -223,7 +251,7 @@ def _label_info(key: str, value: Any) -> list[dict[str, Any]] | None:
 
 
 RESULT = {
-    "result_extension": one_of(".nrrd", ".nii.gz", ".nii", ".seg.nrrd"),
+    "result_extension": one_of(".nrrd", ".nii.gz", ".nii"),
     "result_dtype": one_of("uint8", "uint16"),
     "result_compress": switch,
     "restore_label_idx": switch,

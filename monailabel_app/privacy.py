@@ -11,6 +11,8 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 
+from monailabel_app.store import case_of
+
 # Their INFO lines are requests, ids and paths; their warnings are kept, with the names masked.
 CHATTY = ("monailabel.", "dicomweb_client", "highdicom", "timeloop", "urllib3")
 ACCESS = "uvicorn.access"
@@ -62,9 +64,12 @@ def pseudonym(name: str) -> str:
 
 
 def names_of(store: object) -> list[str]:
-    """The names of a MONAI Label store that can be a patient's, without asking an archive."""
+    """The names of a MONAI Label store that can be a patient's, without asking an archive.
+
+    Those of the cases are among them, for messages also name the images that a case lacks.
+    """
     objects = dict(store._datastore.objects)  # type: ignore[attr-defined]
-    found = set(objects)
+    found = set(objects) | {case_of(image_id)[0] for image_id in objects}
     for entry in objects.values():
         found.update(str(entry.image.info[key]) for key in PATIENT_KEYS if key in entry.image.info)
     return list(found)

@@ -6,21 +6,29 @@ Which series are offered to models goes to the store, the viewer's own files to 
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
+import anyio
+import anyio.to_thread
 import requests
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.utils.app import app_instance
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from monailabel_app.errors import InputError, NotFound
+from monailabel_app.routes_store import check_free
 
 CHUNK = 1024**2
+THREADS = 16  # that wait for the archive at once; further requests wait for one of them
+IN_MEMORY = 1024**2  # of what is sent to the archive; the rest lies on the disk
 CONNECT_SECONDS = 5.0
 SENT_HEADERS = ("accept", "content-type")
 RETURNED_HEADERS = ("content-type", "content-encoding", "content-length", "etag", "last-modified")
@@ -37,24 +45,42 @@ async def proxy(request: Request, path: str) -> Response:
         raise NotFound("This server has no DICOM archive: its images are files.")
     service, _, rest = path.partition("/")
     target = archive_path(service, rest) if service in ("wado", "qido", "stow") else archive_path("", path)
-    body = await request.body() if request.method == "POST" else None
-    if body is not None and not STORED.fullmatch(rest if service in ("wado", "qido", "stow") else path):
+    if request.method == "POST" and not STORED.fullmatch(rest if service in ("wado", "qido", "stow") else path):
         raise InputError("Only DICOM files can be sent to the archive, to its studies.")
-    answer = await run_in_threadpool(
-        requests.request,
-        request.method,
-        f"{settings.MONAI_LABEL_STUDIES.rstrip('/')}/{target}",
-        params=request.url.query or None,
-        headers={key: request.headers[key] for key in SENT_HEADERS if key in request.headers},
-        auth=_credentials(),
-        data=body,
-        stream=True,
-        allow_redirects=False,
-        timeout=(CONNECT_SECONDS, settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT),
-    )
+    threads: anyio.CapacityLimiter = request.app.state.archive
+    with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
+        if request.method == "POST":
+            length = int(request.headers.get("content-length", 0))
+            await run_in_threadpool(check_free, length, tempfile.gettempdir())
+            async for part in request.stream():
+                await run_in_threadpool(body.write, part)
+        size = body.tell()
+        body.seek(0)
+        ask = partial(
+            requests.request,
+            request.method,
+            f"{settings.MONAI_LABEL_STUDIES.rstrip('/')}/{target}",
+            params=request.url.query or None,
+            headers={key: request.headers[key] for key in SENT_HEADERS if key in request.headers},
+            auth=_credentials(),
+            data=body if size else None,
+            stream=True,
+            allow_redirects=False,
+            timeout=(CONNECT_SECONDS, settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT),
+        )
+        answer = await anyio.to_thread.run_sync(ask, limiter=threads)
     headers = {key: answer.headers[key] for key in RETURNED_HEADERS if key in answer.headers}
-    chunks = answer.raw.stream(CHUNK, decode_content=False)
-    return StreamingResponse(chunks, answer.status_code, headers=headers, background=BackgroundTask(answer.close))
+    return StreamingResponse(_parts(answer, threads), answer.status_code, headers=headers)
+
+
+async def _parts(answer: requests.Response, threads: anyio.CapacityLimiter) -> AsyncIterator[bytes]:
+    """What the archive sends, part by part."""
+    parts: Any = answer.raw.stream(CHUNK, decode_content=False)
+    try:
+        while (part := await anyio.to_thread.run_sync(next, parts, None, limiter=threads)) is not None:
+            yield part
+    finally:
+        answer.close()
 
 
 def archive_path(service: str, path: str) -> str:

@@ -1,18 +1,25 @@
 """Images, labels and sessions: MONAI Label's /datastore and /session with every name and file checked.
 
-Handlers are plain functions, which FastAPI runs in threads. Inference and background tasks go to `routes_tasks.py`.
+Most handlers are plain functions, which FastAPI runs in threads. Inference and background tasks go to
+`routes_tasks.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import requests
 from fastapi import APIRouter, File, Form, HTTPException, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse
@@ -26,20 +33,79 @@ from monailabel.utils.sessions import Sessions
 from monailabel_app import confine
 from monailabel_app.confine import Forbidden
 from monailabel_app.errors import Busy, InputError, NotFound
-from monailabel_app.options import clean_info, json_object
+from monailabel_app.options import check_info, clean_info, json_object
+
+logger = logging.getLogger(__name__)
 
 FREE_BYTES = 1024**3  # that an upload leaves on the disk
+STATUS_SECONDS = 3.0  # that an archive has to answer how much it holds
+NO_STATUS = {"total": 0, "completed": 0, "label_tags": {}}
 
 router = APIRouter()
+_changes = threading.Lock()  # between a look at what the store has and the change that depends on it
+
+
+class ArchiveStatus:
+    """How much an archive holds, as it says within a few seconds, or else as it said last.
+
+    Args:
+        ask: what asks the archive; one thread at a time waits in it, however many requests want to know.
+    """
+
+    def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._asked: Future[Mapping[str, Any]] | None = None
+        self._until = 0.0
+        self._last: Mapping[str, Any] = NO_STATUS
+
+    def __call__(self) -> dict[str, Any]:
+        """The counts, with a `detail` where they are not of this moment."""
+        with self._lock:
+            if self._asked is None or self._asked.done():
+                self._asked, self._until = Future(), time.monotonic() + STATUS_SECONDS
+                threading.Thread(target=self._run, args=(self._asked,), daemon=True).start()
+            asked, left = self._asked, self._until - time.monotonic()
+        try:
+            self._last = asked.result(max(0.0, left))
+        except (Busy, TimeoutError, requests.RequestException):
+            return {**self._last, "detail": "The image archive does not answer: tell who runs it."}
+        return dict(self._last)
+
+    def _run(self, asked: Future[Mapping[str, Any]]) -> None:
+        try:
+            asked.set_result(self._ask())
+        except Exception as error:  # whatever it is goes to who asked
+            asked.set_exception(error)
+
+
+def check_free(size: int, *folders: str | Path) -> None:
+    """Refuses what the server's disks have no room for.
+
+    Args:
+        size: in bytes, of what is written in each of the folders.
+        folders: they need not be there yet.
+
+    Raises:
+        HTTPException: 507, less than `FREE_BYTES` would be left.
+    """
+    for folder in map(Path, folders):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        if shutil.disk_usage(there).free < FREE_BYTES + size * len(folders):  # they may lie on one disk
+            logger.error("the disk of %s is full", there)
+            raise HTTPException(507, "The server's disk is full: tell who runs it.")
 
 
 @contextmanager
-def received(upload: UploadFile, suffix: str) -> Iterator[Path]:
-    """An uploaded file on the disk, under a name that says nothing, for as long as the request needs it."""
+def received(upload: UploadFile, suffix: str, *folders: str | Path) -> Iterator[Path]:
+    """An uploaded file on the disk, under a name that says nothing, for as long as the request needs it.
+
+    Args:
+        folders: where a copy of it will be kept.
+    """
     with tempfile.TemporaryDirectory(prefix="tissnet_request_") as folder:
         path = Path(folder) / f"image{suffix}"
-        if shutil.disk_usage(folder).free < FREE_BYTES + (upload.size or 0):
-            raise HTTPException(507, "The server's disk is full: tell who runs it.")
+        check_free(upload.size or 0, folder, *folders)
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
         confine.check_self_contained(path)
@@ -56,6 +122,10 @@ def check_scan(path: Path) -> None:
 def datastore() -> LocalDatastore:
     """The store of the app."""
     return app_instance().datastore()
+
+
+def _folder(store: LocalDatastore) -> str:
+    return str(store._datastore.image_path())
 
 
 def _may_delete(request: Request) -> None:
@@ -85,9 +155,10 @@ def add_image(
     suffix = confine.suffix_of(file.filename, confine.IMAGE_SUFFIXES)
     image_id = confine.new_image_id(store, image or confine.stem_of(str(file.filename), suffix))
     info = clean_info(json_object(params))
-    with received(file, suffix) as path:
+    with received(file, suffix, _folder(store)) as path:
         check_scan(path)
-        return {"image": store.add_image(image_id, str(path), info)}
+        with _changes:  # another request may have brought an image of that name by now
+            return {"image": store.add_image(confine.new_image_id(store, image_id), str(path), info)}
 
 
 @router.delete("/datastore/")
@@ -136,7 +207,10 @@ def image_info(image: str) -> Any:
 @router.put("/datastore/image/info")
 def update_image_info(image: str, info: Annotated[str, Form()] = "{}") -> None:
     """Adds to what is known of an image."""
-    datastore().update_image_info(confine.known_image(datastore(), image), clean_info(json_object(info)))
+    store, known, sent = datastore(), confine.known_image(datastore(), image), clean_info(json_object(info))
+    with _changes:
+        check_info({**store.get_image_info(known), **sent})
+        store.update_image_info(known, sent)
 
 
 @router.put("/datastore/label")
@@ -153,7 +227,7 @@ def save_label(
     info = clean_info(json_object(params))
     archive = isinstance(store, DICOMWebDatastore)
     suffix = confine.suffix_of(label.filename, (*confine.LABEL_SUFFIXES, *[confine.RAW_SUFFIX] * archive))
-    with received(label, suffix) as path:
+    with received(label, suffix, _folder(store)) as path:
         confine.check_label_file(path, suffix, Path(image_path(store, known)))
         label_id = store.save_label(known, str(path), tag, info)
     return (instance.on_save_label(known, label_id) or {}) | {"image": known, "label": label_id}
@@ -191,7 +265,10 @@ def label_info(label: str, tag: str) -> Any:
 def update_label_info(label: str, tag: str, info: Annotated[str, Form()] = "{}") -> None:
     """Adds to what is known of a label."""
     confine.known_label(datastore(), label, tag)
-    datastore().update_label_info(label, tag, clean_info(json_object(info)))
+    store, sent = datastore(), clean_info(json_object(info))
+    with _changes:
+        check_info({**store.get_label_info(label, tag), **sent})
+        store.update_label_info(label, tag, sent)
 
 
 @router.put("/datastore/updatelabelinfo")
@@ -201,13 +278,20 @@ def update_label_info_as_reviewer(label: str, tag: str, params: Annotated[str, F
 
 
 @router.get("/datastore/dataset")
-def dataset(background: BackgroundTasks, limit_cases: int | None = None) -> FileResponse:
-    """All images with a final label as one .zip."""
-    if not datastore().datalist():
-        raise NotFound("No image has a final label yet: there is nothing to download.")
-    path = datastore().get_dataset_archive(limit_cases)
+async def dataset(request: Request, background: BackgroundTasks, limit_cases: int | None = None) -> FileResponse:
+    """All images with a final label as one .zip; one is made at a time."""
+    path = await request.app.state.dataset.run(partial(_dataset, limit_cases), request.is_disconnected)
     background.add_task(remove_file, path)
     return FileResponse(path, media_type="application/zip", filename="dataset.zip")
+
+
+def _dataset(limit_cases: int | None) -> str:
+    cases = datastore().datalist()
+    if not cases:
+        raise NotFound("No image has a final label yet: there is nothing to download.")
+    taken = cases[:limit_cases] if limit_cases is not None and 0 < limit_cases < len(cases) else cases
+    check_free(sum(os.path.getsize(path) for case in taken for path in case.values()), tempfile.gettempdir())
+    return str(datastore().get_dataset_archive(limit_cases))
 
 
 def sessions() -> Sessions:
@@ -245,7 +329,7 @@ def create_session(
     folder = Path(store.store_path)
     if folder.is_dir() and sum(1 for _ in folder.iterdir()) >= request.app.state.limits.sessions:
         raise Busy("The server keeps too many uploaded scans: try again later.")
-    with received(files[0], suffix) as path:
+    with received(files[0], suffix, folder) as path:
         check_scan(path)
         session_id, session = store.add_session(str(path), min(expiry, store.expiry))
     return {"session_id": session_id, "session_info": _shown(session)}

@@ -48,7 +48,11 @@ class DiceOfSubmitted(ScoringMethod):
             label, predicted = (datastore.get_label_by_image_id(image_id, t) for t in (tag, tag_pred))
             if not label or not predicted:
                 continue
-            stamps = [_stamp(datastore, label, tag), _stamp(datastore, predicted, tag_pred)]
+            try:
+                stamps = [_stamp(datastore, label, tag), _stamp(datastore, predicted, tag_pred)]
+            except FileNotFoundError:
+                left_out[image_id] = "one of its masks was removed meanwhile."
+                continue
             before = datastore.get_label_info(label, tag).get(SCORES, {})
             if before.get("of") == stamps:
                 known[image_id] = before
@@ -61,8 +65,6 @@ class DiceOfSubmitted(ScoringMethod):
                 continue
             made[image_id] = {**found, "of": stamps}
             logger.info("%s: Dice %.4f", image_id, found["dice"])
-        if made:
-            datastore.refresh()  # what other processes wrote meanwhile is to stay
         for image_id, found in made.items():
             label = datastore.get_label_by_image_id(image_id, tag)
             if label:

@@ -6,10 +6,10 @@ What comes over HTTP, the data store and the numbers of the answer do not go her
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 CODE = "scripts"  # the module of every bundle: only that of one bundle is loaded at a time
 BACKGROUND = -1.0  # of the bundle's normalized images
+HEAD = -0.8  # of those intensities: above, it is no noise of the air
 BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
+CUT_OFF = 0.05  # of its largest sagittal section: a head that has more in an outermost plane goes on beyond it
+LOOKED_AT = 128  # planes along each axis that suffice to find the middle
 OUTPUTS = ("pred", "synthetic", "error")
 
 
@@ -39,8 +42,8 @@ class Segmentation:
 
     `middle_mm` is the head's middle between left and right, x in RAS millimeters, None if not both are seen.
     `confidence` is the mean probability inside the mask, of an empty one that of the background where it is lowest; not
-    calibrated. `disagreement` is 1 - Dice of y_f and y_r, 0 where both are empty; `error_mass_mm3` the integral of the
-    error map.
+    calibrated. `disagreement` is 1 - Dice of y_f and y_r, small parts included, 0 where both are empty;
+    `error_mass_mm3` the integral of the error map. `version` and `sha256` are those of the weights that computed it.
     `files` holds the saved volumes by name: pred (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
     """
 
@@ -53,6 +56,8 @@ class Segmentation:
     error_mass_mm3: float
     device: str
     seconds: float
+    version: str
+    sha256: str
     notes: list[str] = field(default_factory=list)
 
 
@@ -92,6 +97,7 @@ class ServedBundle:
                 raise FileNotFoundError(f"model {name}: no {file}: expected a bundle with its configs and weights.")
         metadata = json.loads((self.folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
         self.released_version = str(metadata["version"])
+        self.not_served = ""  # why promoted weights are not, for the reply
         self._check_released(metadata)
         self._load(self._chosen())
 
@@ -100,7 +106,7 @@ class ServedBundle:
         known = metadata.get("weights_sha256", {})
         inside = self.released_weights.is_relative_to(self.folder)
         file = self.released_weights.relative_to(self.folder).as_posix() if inside else ""
-        found = sha256(self.released_weights)
+        self.released_sha256 = found = versions.sha256(self.released_weights)
         if file in known and known[file] != found:
             raise ValueError(
                 f"model {self.name}: {self.released_weights} has sha256 {found}, the bundle's metadata name "
@@ -111,8 +117,19 @@ class ServedBundle:
         self.demonstration = found in (known[f] for f in metadata.get("demonstration_weights", ()) if f in known)
 
     def _chosen(self) -> Path:
+        """The promoted weights, if they went on from the released ones that are here, or else those."""
         promoted = versions.served(self.fine_tuned, self.name) if self.fine_tuned else None
-        return promoted or self.released_weights
+        self.not_served = ""
+        if self.fine_tuned is None or promoted is None:
+            return self.released_weights
+        record = versions.record_of(self.fine_tuned, self.name, int(promoted.parent.name))
+        if record.get("released_sha256") in (None, self.released_sha256):
+            return promoted
+        self.not_served = (
+            f"The fine-tuned version {record['number']} was promoted, and is not used: it went on from the bundle's "
+            f"version {record.get('bundle_version', 'before this one')}. Train again, or roll back."
+        )
+        return self.released_weights
 
     @contextlib.contextmanager
     def _code(self) -> Iterator[None]:
@@ -143,23 +160,24 @@ class ServedBundle:
             task = importlib.import_module(f"{CODE}.data.datalist").TASKS[parser["task"]]
             self.refine = importlib.import_module(f"{CODE}.losses").refine
             self.t2_likeness = importlib.import_module(f"{CODE}.data.checks").t2_likeness
-        self.network, self.inferer = network.eval(), inferer
-        self.weights, self.sha256 = weights, sha256(weights)
-        released = weights == self.released_weights
-        self.version = self.released_version + ("" if released else f", fine-tuned {weights.parent.name}")
-        self.task: str = parser["task"]
-        self.source_modalities: tuple[str, ...] = task.image
-        self.target_modality: str = task.target
-        self.labels = {task.structure: 1}
-        self.defaults = {key: parser[key] for key in ("threshold", "overlap")}
-        logger.info("model %s: weights %s, sha256 %s", self.name, weights, self.sha256)
+            self.network, self.inferer = network.eval(), inferer
+            self.weights, self.sha256 = weights, versions.sha256(weights)
+            released = weights == self.released_weights
+            self.version = self.released_version + ("" if released else f", fine-tuned {weights.parent.name}")
+            self.task: str = parser["task"]
+            self.source_modalities: tuple[str, ...] = task.image
+            self.target_modality: str = task.target
+            self.labels = {task.structure: 1}
+            self.defaults = {key: parser[key] for key in ("threshold", "overlap")}
+            logger.info("model %s: weights %s, sha256 %s", self.name, weights, self.sha256)
 
     def refresh(self) -> None:
         """Loads weights that were promoted, or rolled back to, since the last request; on an error keeps the old."""
         try:
-            chosen = self._chosen()
-            if chosen != self.weights:
-                self._load(chosen)
+            with self._running:
+                chosen = self._chosen()
+                if chosen != self.weights:
+                    self._load(chosen)
         except (OSError, ValueError) as error:
             logger.error("model %s: goes on with %s, for: %s", self.name, self.weights, error)
 
@@ -211,26 +229,33 @@ class ServedBundle:
                 raise InputError(_innermost(error)) from error
             for windows in (self.inferer, self.inferer.localize):
                 windows.overlap = overlap
+            self.inferer.threshold = threshold
             self.inferer.flips = [(0,), (1,), (0, 1)] if flips else []
             middle_mm = _middle_mm(data["image"])
             data["pred"], used = self._infer(data["image"], device, notes)
             plain = torch.as_tensor(data["pred"]).as_subclass(torch.Tensor).numpy()
             voxel_mm3 = float(torch.as_tensor(data["image"].pixdim).prod())
             output = after(data)
-        if self.inferer.cut or self.inferer.places > self.inferer.most_places:
-            notes.append(f"The network looked at {self.inferer.looked_at}: look there too.")
+            if self.inferer.cut or self.inferer.places > self.inferer.most_places:
+                notes.append(f"The network looked at {self.inferer.looked_at}: look there too.")
+            if self.not_served:
+                notes.append(self.not_served)
+            version, digest = self.version, self.sha256
         y_f, _, y_c, y_e = (torch.from_numpy(channel) for channel in plain)
         inside = y_f >= threshold
+        mask = np.asarray(output["pred"][0].cpu()) > 0
         return Segmentation(
-            mask=np.asarray(output["pred"][0].cpu()) > 0,
+            mask=mask,
             affine=np.asarray(output["pred"].affine.cpu(), dtype=float),
             middle_mm=middle_mm,
             files={name: Path(str(output[name].meta["saved_to"])) for name in OUTPUTS},
-            confidence=float(y_f[inside].mean() if inside.any() else 1 - y_f.max()),
+            confidence=float(y_f[inside].mean() if mask.any() else 1 - y_f.max()),
             disagreement=_disagreement(inside, self.refine(y_c, y_e) >= threshold),
             error_mass_mm3=float(y_e.sum()) * voxel_mm3,
             device=used,
             seconds=time.perf_counter() - started,
+            version=version,
+            sha256=digest,
             notes=notes,
         )
 
@@ -249,12 +274,6 @@ class ServedBundle:
         raise AssertionError("the processor either answers or raises")
 
 
-def sha256(file: Path) -> str:
-    """The file's SHA-256, in hexadecimal digits."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _disagreement(first: torch.Tensor, second: torch.Tensor) -> float:
     total = int(first.sum() + second.sum())
     return 1 - 2 * int((first & second).sum()) / total if total else 0.0
@@ -263,12 +282,20 @@ def _disagreement(first: torch.Tensor, second: torch.Tensor) -> float:
 def _middle_mm(image: Any) -> float | None:
     """The x (RAS, mm) where left and right of the head meet, about, in a normalized image (C, X, Y, Z).
 
-    None where so little of the head is seen that both its sides cannot be in the image.
+    None where so little of the head is seen that both its sides cannot be in the image, or where the image ends before
+    the head does.
     """
-    head = torch.as_tensor(image).as_subclass(torch.Tensor)[0] > BACKGROUND
+    head = torch.as_tensor(image).as_subclass(torch.Tensor)[0] > HEAD
     affine = np.asarray(image.affine.cpu(), dtype=float)
-    x = np.argwhere(head.numpy()) @ affine[0, :3] + affine[0, 3]
-    low, high = np.percentile(x, (1, 99))
+    sideways = int(np.abs(affine[0, :3]).argmax())
+    sections = head.sum([axis for axis in range(3) if axis != sideways])
+    if max(sections[0], sections[-1]) > CUT_OFF * sections.max():
+        return None
+    steps = [math.ceil(size / LOOKED_AT) for size in head.shape]
+    x = (np.argwhere(head[tuple(slice(None, None, step) for step in steps)].numpy()) * steps) @ affine[0, :3]
+    if not x.size:
+        return None
+    low, high = np.percentile(x + affine[0, 3], (1, 99))
     return float((low + high) / 2) if high - low >= BOTH_SIDES_MM else None
 
 

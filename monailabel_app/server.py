@@ -14,15 +14,15 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import anyio
+import anyio.to_thread
 import monailabel.endpoints
 import requests
 from fastapi import APIRouter, FastAPI, Form, Request
@@ -51,8 +51,10 @@ from starlette.types import Scope
 from monailabel_app import privacy, proxy, routes_store, routes_tasks
 from monailabel_app.confine import Forbidden, Taken
 from monailabel_app.errors import Busy, InputError, NotFound
-from monailabel_app.limits import RETRY_SECONDS, Guard, Limits, Queue
+from monailabel_app.limits import INFO_REQUESTS, MOST_FIELDS, MOST_FILES, RETRY_SECONDS, Guard, Limits, Queue
 from monailabel_app.options import Malformed
+from monailabel_app.routes_store import ArchiveStatus
+from monailabel_app.shared_store import share
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +66,6 @@ SENTENCES = {
     404: "There is nothing at this address.",
     405: "This address does not take requests of this kind.",
 }
-# Everything that reads or writes the store's list of images: MONAI Label made it for one thread.
-STORE_METHODS = (
-    "add_image", "remove_image", "save_label", "remove_label", "update_image_info", "update_label_info",
-    "get_image_uri", "get_image_info", "get_label_uri", "get_label_info", "get_labels_by_image_id", "list_images",
-    "get_labeled_images", "get_unlabeled_images", "datalist", "status", "json", "_reconcile_datastore",
-    "_update_datastore_file", "_init_from_datastore_file",
-)  # fmt: skip
-# Of a DICOM store: they wait for the archive, or are called while its base class holds the lock of the store's file,
-# for which `_reconcile_datastore` waits inside of ours.
-REMOTE_METHODS = {
-    "add_image", "save_label", "get_image_uri", "get_label_uri", "list_images", "get_labeled_images",
-    "get_unlabeled_images", "datalist", "status", "_update_datastore_file", "_init_from_datastore_file",
-}  # fmt: skip
 
 router = APIRouter()
 
@@ -147,7 +136,7 @@ class Viewer(StaticFiles):
     """OHIF's files; an address that is none of them is a page of the viewer itself.
 
     Its MONAI Label panel asks port 8000 by plain HTTP unless a cookie says otherwise: each page sets it to the server
-    that it came from.
+    that it came from. The cookie ends with the browser, so none of them is kept.
     """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
@@ -156,30 +145,13 @@ class Viewer(StaticFiles):
             headers = Headers(scope=scope)
             scheme = "https" if headers.get("x-forwarded-proto") == "https" else scope["scheme"]
             own = f"{scheme}://{headers['host']}{settings.MONAI_LABEL_API_STR}/"
+            response.headers["cache-control"] = "no-store"
             response.set_cookie(PANEL_COOKIE, quote(own, safe=""), path=scope["root_path"], samesite="strict")
         return response
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         full, found = super().lookup_path(path)
         return (full, found) if found is not None and os.path.isfile(full) else super().lookup_path("index.html")
-
-
-def serialize(store: Any) -> None:
-    """Lets one thread at a time use the store's list of images, this process's file watcher included."""
-    lock = threading.RLock()
-
-    def locked(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return method(*args, **kwargs)
-
-        return call
-
-    remote = REMOTE_METHODS if isinstance(store, DICOMWebDatastore) else set()
-    for name in STORE_METHODS:
-        if name not in remote and hasattr(store, name):
-            setattr(store, name, locked(getattr(store, name)))
 
 
 def sweep_sessions(sessions: Sessions | None) -> None:
@@ -219,9 +191,9 @@ def create_app(limits: Limits | None = None) -> FastAPI:
         os.environ.setdefault("PYTHONPATH", "")  # MONAI Label's background tasks fail without it
         instance: MONAILabelApp = app_instance()
         store = instance.datastore()
-        if not hasattr(store, "_serialized"):
-            serialize(store)
-            store._serialized = True
+        share(store)
+        if isinstance(store, DICOMWebDatastore) and not isinstance(store.status, ArchiveStatus):
+            store.status = ArchiveStatus(store.status)
         privacy.install(privacy.Mask(lambda: privacy.names_of(store), folders))
         sweep_sessions(instance.sessions())
         instance.server_mode(True)
@@ -229,12 +201,17 @@ def create_app(limits: Limits | None = None) -> FastAPI:
         app.state.inference = Queue(limits.running, limits.waiting)
         app.state.samples = Queue(1, limits.waiting)
         app.state.synchronous = Queue(1, 0)  # background tasks that a client wants to wait for: one at a time
+        app.state.dataset = Queue(1, 0)
+        app.state.archive = anyio.CapacityLimiter(proxy.THREADS)
+        threads = anyio.to_thread.current_default_thread_limiter()  # each request may hold one, and /info still has its
+        threads.total_tokens = max(threads.total_tokens, limits.requests + INFO_REQUESTS)
         logger.info("serving %s", ", ".join(instance._infers))
         yield
 
     fast = FastAPI(
         title=settings.MONAI_LABEL_PROJECT_NAME,
         openapi_url=None,
+        form_limits={"max_files": MOST_FILES, "max_fields": MOST_FIELDS},
         lifespan=lifespan,
         middleware=[
             Middleware(Guard, limits=limits, origins=origins, prefix=settings.MONAI_LABEL_API_STR),

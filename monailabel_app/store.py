@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from monailabel_app.errors import InputError, NotFound
 
@@ -30,6 +30,15 @@ def siblings(datastore: Datastore, image_id: str) -> dict[str, str]:
         return {}
     known = set(datastore.list_images())
     return {m: f"{case}_{m}" for m in MODALITIES if f"{case}_{m}" in known}
+
+
+def submitted_images(datastore: Datastore) -> set[str]:
+    """The images with a mask that a person submitted here; of an archive, no segmentation of another workstation."""
+    return {
+        image
+        for image in datastore.get_labeled_images()
+        if datastore.get_label_by_image_id(image, DefaultLabelTag.FINAL.value)
+    }
 
 
 def start_image(datastore: Datastore, image_id: str, sources: Sequence[str]) -> str | None:

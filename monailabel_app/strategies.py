@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -58,11 +58,11 @@ class FirstCome(Strategy):
                 "somebody else was given it, nothing else is left",
             )
         else:
-            case, reason = self.choose(free, datastore)
+            case, reason = self.choose(free, datastore, models)
         logger.info("next: %s (%s)", case.image, reason)
         return {"id": case.image, "reason": reason}
 
-    def choose(self, cases: Sequence[Case], datastore: Datastore) -> tuple[Case, str]:
+    def choose(self, cases: Sequence[Case], datastore: Datastore, models: Collection[str]) -> tuple[Case, str]:
         """Picks one of the open cases, the oldest first, and says why."""
         return cases[0], "it waits longest"
 
@@ -81,11 +81,11 @@ class Disagreement(FirstCome):
     def __init__(self, models: Mapping[str, ServedBundle]) -> None:
         super().__init__(models, "The case that the model is least sure of, by its kept answers")
 
-    def choose(self, cases: Sequence[Case], datastore: Datastore) -> tuple[Case, str]:
-        answers = {case.image: measures for case in cases if (measures := _answer(case, datastore))}
+    def choose(self, cases: Sequence[Case], datastore: Datastore, models: Collection[str]) -> tuple[Case, str]:
+        answers = {case.image: measures for case in cases if (measures := _answer(case, datastore, models))}
         if not answers:
             logger.warning("no open case has an answer of the model: run batch inference first; first come instead")
-            case, reason = super().choose(cases, datastore)
+            case, reason = super().choose(cases, datastore, models)
             return case, f"{reason}; no open case has an answer of the model yet"
         ranks = {image: 0.0 for image in answers}
         for measure in range(len(MEASURES)):
@@ -104,11 +104,12 @@ def _given_to_others(case: Case, datastore: Datastore, client: Any) -> float:
     return max((float(entry.get("ts") or 0) for entry in others), default=0.0)
 
 
-def _answer(case: Case, datastore: Datastore) -> tuple[float, float] | None:
-    """Disagreement and error mass of the model's kept answer; None where there is none, or no finite one."""
+def _answer(case: Case, datastore: Datastore, models: Collection[str]) -> tuple[float, float] | None:
+    """Disagreement and error mass of the models' kept answer; None where there is none, or no finite one."""
     if not datastore.get_label_by_image_id(case.image, DefaultLabelTag.ORIGINAL.value):
         return None
-    params = datastore.get_label_info(case.image, DefaultLabelTag.ORIGINAL.value).get("params") or {}
+    info = datastore.get_label_info(case.image, DefaultLabelTag.ORIGINAL.value)
+    params = info.get("params") or {} if info.get("model") in models else {}
     values = [params.get(name) for name in MEASURES]
     disagreement, mass = (float(v) if isinstance(v, int | float) else math.nan for v in values)
     return (disagreement, mass) if math.isfinite(disagreement) and math.isfinite(mass) else None

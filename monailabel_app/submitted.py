@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from monailabel_app import versions
 from monailabel_app.errors import InputError
 from monailabel_app.masks import check_same_grid, read_mask, read_volume
 from monailabel_app.served import ServedBundle
-from monailabel_app.store import siblings, source_files, start_image
+from monailabel_app.store import siblings, source_files, start_image, submitted_images
 
 logger = logging.getLogger(__name__)
 
@@ -38,28 +38,34 @@ class LabeledCase:
 
     Args:
         case: its name.
-        patient: what the split goes by; of a name or a patient id nothing is kept but a hash.
+        patient: what the split goes by: of the DICOM patient id, or else the case's name, nothing but a hash.
         images: source scans, in the model's order.
         target: the scan that the model synthesizes, None where there is none to learn from.
-        mask: the submitted label, uint8 of 0 and 1 on the grid of the scans.
-        affine: of that grid.
-        label_sha256: of the submitted file.
+        label: the submitted mask, of 0 and 1 on the grid of the scans.
+        label_sha256: of that file.
     """
 
     case: str
     patient: str
     images: tuple[Path, ...]
     target: Path | None
-    mask: np.ndarray
-    affine: np.ndarray
+    label: Path
     label_sha256: str
+
+    def mask(self) -> tuple[np.ndarray, np.ndarray]:
+        """The submitted mask, uint8 (X, Y, Z), and its affine."""
+        return read_mask(self.label, f"the submitted mask of {self.case!r}")
 
 
 def collect(datastore: Datastore, bundle: ServedBundle) -> tuple[list[LabeledCase], dict[str, str]]:
     """Finds the cases with a submitted label, sorted by name, and those that cannot be used, with the reason."""
     labels: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    for image in sorted(datastore.get_labeled_images()):
+    here = submitted_images(datastore)
+    for image in sorted({*datastore.get_labeled_images(), *here}):
+        if image not in here:
+            left_out[image] = "its segmentation in the archive was not submitted to this server: submit it here."
+            continue
         start = start_image(datastore, image, bundle.source_modalities)
         if start is None:
             needed = " and ".join(bundle.source_modalities)
@@ -77,6 +83,7 @@ def collect(datastore: Datastore, bundle: ServedBundle) -> tuple[list[LabeledCas
 
 def _read_case(datastore: Datastore, bundle: ServedBundle, start: str, image: str) -> LabeledCase:
     files = source_files(datastore, start, bundle.source_modalities)
+    _check_segment(datastore.get_label_info(image, DefaultLabelTag.FINAL.value), bundle)
     label = Path(datastore.get_label_uri(image, DefaultLabelTag.FINAL.value))
     mask = read_mask(label, f"the submitted mask of {image!r}")
     for file, modality in zip(files, bundle.source_modalities, strict=True):
@@ -93,7 +100,21 @@ def _read_case(datastore: Datastore, bundle: ServedBundle, start: str, image: st
             target = None
     patient = str(datastore.get_image_info(start).get("PatientID") or "UNK")
     key = hashlib.sha256((start if patient == "UNK" else patient).encode()).hexdigest()[:16]
-    return LabeledCase(start, key, tuple(files), target, *mask, versions.sha256(label))
+    return LabeledCase(start, key, tuple(files), target, label, versions.sha256(label))
+
+
+def _check_segment(info: Mapping[str, Any], bundle: ServedBundle) -> None:
+    """A submitted mask whose segments have names is of this model's structure: another model may be served beside.
+
+    Raises:
+        InputError: it is of another one.
+    """
+    named = [str(entry["name"]) for entry in info.get("label_info") or () if entry.get("name")]
+    if named and not {name.lower() for name in named} & {label.lower() for label in bundle.labels}:
+        raise InputError(
+            f"the submitted mask is of {', '.join(named)}: {bundle.name} learns {', '.join(bundle.labels)}; give the "
+            "segment that name, if it is one."
+        )
 
 
 def _read_scan(file: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +167,7 @@ def datalist_entry(case: LabeledCase, run: Path) -> dict[str, Any]:
     folder = run / "scans" / case.case
     folder.mkdir(parents=True)
     label = folder / "label.nii.gz"
-    nib.save(nib.Nifti1Image(case.mask, case.affine), label)
+    nib.save(nib.Nifti1Image(*case.mask()), label)
     files = []
     for index, file in enumerate([*case.images, *([case.target] if case.target else [])]):
         if not file.name.endswith(NIFTI):

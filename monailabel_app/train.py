@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 FINE_TUNE = "configs/fine_tune.yaml"
 RUNS, SPLIT = "runs", "split.json"  # in the model's folder, beside the versions
-VALIDATIONS = 4  # in the course of a training, besides the last
+FEW_CASES = 5  # a mean Dice over fewer says little
 LINES_OF_AN_ERROR = 5
 ERROR = re.compile(r"([a-z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt)\b")  # the line of a traceback that names it
 LIMITS: dict[str, tuple[float, float]] = {
@@ -53,7 +53,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
 }
 DEFAULTS: dict[str, Any] = {"max_epochs": 20, "val_split": 0.2, "learning_rate": 2e-5, "seed": 0}
-TEMPORARY = ("checkpoints", "previews", "candidate")  # of a run folder, hundreds of MB
+TEMPORARY = ("checkpoints", "candidate", "scans/*/scan_*", "training/previews")  # of a run: weights, patients' scans
 
 
 class TISSNetTrainTask(TrainTask):
@@ -139,19 +139,19 @@ class TISSNetTrainTask(TrainTask):
             with_target = sum(case.target is not None for case in sections["training"])
             logger.info("training on %d case(s), %d with %s", counts[0], with_target, bundle.target_modality)
             logger.info("validating on %d case(s); %d left out", counts[1], len(left_out))
+            before = _measure(
+                self._fixed(start), sections["validation"], entries["validation"], options["device"], "served"
+            )
             environment = {"CUDA_VISIBLE_DEVICES": ""} if options["device"] == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
             localizer = _localizer_of(start, bundle.sha256)
             candidate = self._candidate(run, localizer)
-            before = _measure(
-                self._fixed(start), sections["validation"], entries["validation"], options["device"], "served"
-            )
             after = _measure(candidate, sections["validation"], entries["validation"], options["device"], "new")
             record = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "parent": parent,
                 "bundle_version": bundle.released_version,
-                "released_sha256": versions.sha256(bundle.released_weights),
+                "released_sha256": bundle.released_sha256,
                 "demonstration": bundle.demonstration,
                 "training": [described(case) for case in sections["training"]],
                 "validation": [
@@ -170,7 +170,10 @@ class TISSNetTrainTask(TrainTask):
             record = versions.add(own.parent, bundle.name, candidate.weights, record=record, localizer=localizer)
         finally:
             _remove_temporary(run)
-        return _summary(record) | {"left_out": left_out} | self._promoted(own.parent, record["number"], options)
+        promoted = self._promoted(own.parent, record["number"], options)
+        if counts[1] < FEW_CASES:
+            promoted["note"] += f" Measured on {counts[1]} case(s): the difference may be chance."
+        return _summary(record) | {"left_out": left_out} | promoted
 
     def _promoted(self, folder: Path, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
         if not options["promote_if_better"]:
@@ -186,15 +189,13 @@ class TISSNetTrainTask(TrainTask):
         bundle = self.bundle
         overrides = [str(Path(file).resolve()) for file in bundle.config_files[1:]]
         files = [str(bundle.folder / "configs/train.json"), str(bundle.folder / FINE_TUNE), *overrides]
-        epochs = options["max_epochs"]
         given = {
             "bundle_root": bundle.folder,
             "datalist": run / "datalist.json",
             "run_dir": run / "training",
             "ckpt_dir": run / "checkpoints",
             "start_from": start,
-            "epochs": epochs,
-            "val_interval": math.ceil(epochs / (VALIDATIONS + 1)),
+            "epochs": options["max_epochs"],
             "learning_rate": options["learning_rate"],
             "seed": options["seed"],
         }
@@ -210,7 +211,7 @@ class TISSNetTrainTask(TrainTask):
         return [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files), *pairs]
 
     def _candidate(self, run: Path, localizer: Path | None) -> ServedBundle:
-        """The training's best weights as they would be served."""
+        """The training's last weights, the only ones that it validated, as they would be served."""
         best = run / "checkpoints" / "best.pt"
         if not best.is_file():
             raise RuntimeError(f"the training ended without {best}: see training.log there.")
@@ -266,7 +267,7 @@ def _measure(
                 flips=False,
                 device=device,
             )
-        found[case.case] = dice(answer.mask.astype(np.uint8), case.mask)
+        found[case.case] = dice(answer.mask.astype(np.uint8), case.mask()[0])
         logger.info("%s weights, %s: Dice %.4f", name, case.case, found[case.case])
     return found
 
@@ -373,5 +374,8 @@ def _remove_leftovers(runs: Path) -> None:
 
 
 def _remove_temporary(run: Path) -> None:
-    for name in TEMPORARY:
-        shutil.rmtree(run / name, ignore_errors=True)
+    for path in (path for pattern in TEMPORARY for path in run.glob(pattern)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -248,6 +248,51 @@ def test_the_request_goes_over_name_color_and_codes(tmp_path: Path, write: Calla
         dicom_seg(folder, mask_file, [{"segmentAttribute": attribute}], "m")
 
 
+def test_text_that_dicom_cannot_hold_becomes_plain(tmp_path: Path, write: Callable[..., Any]) -> None:
+    _, folder, mask_file = make_case(tmp_path)
+    info = {"name": "left\\\x00 one\n\ud800", "description": "a\\b\rc " + "d" * 1100, "color": [1e400, 0, 0]}
+    read = write(folder, mask_file, [info], "my\\model", version="1\\2")
+    (segment,) = read.SegmentSequence
+    assert (segment.SegmentLabel, segment.TrackingID) == ("left one", "left one")
+    assert segment.SegmentDescription == ("a b c " + "d" * 1100)[:1024]
+    assert (segment.SegmentAlgorithmName, read.SeriesDescription) == ("my model", "my model 1 2")
+    assert (read.ManufacturerModelName, read.SoftwareVersions) == ("my model", "1 2")
+    (plain,) = write(folder, mask_file, [{"name": "x"}]).SegmentSequence
+    assert segment.RecommendedDisplayCIELabValue == plain.RecommendedDisplayCIELabValue  # infinity is no color
+    (segment,) = write(folder, mask_file, [{"name": "\\" * 3}], "tissnet_vs").SegmentSequence
+    assert segment.SegmentLabel == "vestibular schwannoma"
+    (segment,) = write(folder, mask_file, [{"name": "x" * 63 + " y"}]).SegmentSequence
+    assert segment.SegmentLabel == "x" * 63
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"CodeValue": "1" * 17}, "a CodeValue of 17 characters: DICOM takes 16 at most"),
+        ({"CodingSchemeDesignator": "S" * 17}, "a CodingSchemeDesignator of 17 characters: DICOM takes 16 at most"),
+        ({"CodeMeaning": "c" * 65}, "a CodeMeaning of 65 characters: DICOM takes 64 at most"),
+        ({"CodeValue": "1\\2"}, "a CodeValue with a backslash"),
+        ({"CodingSchemeDesignator": "S\\CT"}, "a CodingSchemeDesignator with a backslash"),
+        ({"CodeMeaning": "a\nb"}, "a CodeMeaning with a backslash or a control character"),
+        ({"CodeMeaning": "  "}, "lacks CodeMeaning: it needs CodeValue"),
+    ],
+)
+@pytest.mark.parametrize("key", ["SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence"])
+def test_refuses_a_code_that_dicom_cannot_hold(tmp_path: Path, key: str, change: dict[str, str], message: str) -> None:
+    _, folder, mask_file = make_case(tmp_path)
+    item = {"CodeValue": "12494005", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Cyst"} | change
+    with pytest.raises(InputError, match=f"The label's {key} (has )?{message}"):
+        dicom_seg(folder, mask_file, [{"segmentAttribute": {key: [item]}}], "m")
+
+
+def test_a_code_of_the_greatest_length(tmp_path: Path, write: Callable[..., Any]) -> None:
+    _, folder, mask_file = make_case(tmp_path)
+    item = {"CodeValue": "1" * 16, "CodingSchemeDesignator": "S" * 16, "CodeMeaning": "c" * 64}
+    attribute = {"SegmentedPropertyTypeCodeSequence": item}
+    (segment,) = write(folder, mask_file, [{"segmentAttribute": attribute}], "m").SegmentSequence
+    assert code(segment.SegmentedPropertyTypeCodeSequence[0]) == tuple(item.values())
+
+
 @pytest.mark.parametrize(
     ("name", "characters"),
     [
@@ -324,8 +369,9 @@ def test_refuses_a_folder_that_is_no_series_of_one_volume(tmp_path: Path) -> Non
     series, folder, mask_file = make_case(tmp_path)
 
     def refused(message: str) -> None:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             dicom_seg(folder, mask_file, None, "tissnet_vs")
+        assert str(tmp_path) not in str(caught.value)  # which goes to the client
 
     series.paths[4].rename(tmp_path / "4.dcm")
     refused("not evenly spaced: some are missing")
@@ -579,6 +625,11 @@ def test_an_archive_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(Busy, match="The DICOM archive does not answer"):
             store.list_images()
         assert time.monotonic() - start < 5
+        start = time.monotonic()
+        for _ in range(3):  # its silence is known for a while: nobody waits for it again
+            with pytest.raises(Busy, match="The DICOM archive does not answer"):
+                store.list_images()
+        assert time.monotonic() - start < dicom_store.ANSWER_SECONDS
 
 
 def test_an_archive_that_is_down_says_so(tmp_path: Path) -> None:
@@ -640,6 +691,24 @@ def test_siblings_are_the_series_of_the_study(archive: str, store: TISSNetDICOMS
     assert store.siblings(adc.series_uid) == {}
     assert store.siblings(stranger.series_uid) == {"FLAIR": stranger.series_uid}
     assert store.siblings("1.2.3") == {}
+
+
+def test_the_siblings_of_a_large_archive_are_found_at_once(
+    store: TISSNetDICOMStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each series is read once, not once per other series."""
+    series = {}
+    for index in range(600):
+        one = pydicom.Dataset()
+        one.StudyInstanceUID, one.SeriesDescription = f"1.{index // 3}", ("T1", "T2", "ADC")[index % 3]
+        series[f"2.{index}"] = one
+    monkeypatch.setattr(store, "_series", lambda: series)
+    read: list[str] = []
+    text = dicom_store._text
+    monkeypatch.setattr(dicom_store, "_text", lambda one, keyword: read.append(keyword) or text(one, keyword))
+    assert store.siblings("2.300") == {"T1": "2.300", "T2": "2.301"}
+    assert all(store.siblings(uid) for uid in series if int(uid[2:]) % 3 < 2)
+    assert read.count("StudyInstanceUID") < 3 * len(series)
 
 
 def test_of_several_siblings_the_one_with_as_many_slices_is_taken(

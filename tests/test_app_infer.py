@@ -16,11 +16,12 @@ import SimpleITK as sitk
 import torch
 from known_answer import BRIGHT
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 
 from monailabel_app import versions
 from monailabel_app.errors import InputError, NotFound
 from monailabel_app.infer import DEMONSTRATION, TISSNetInferTask
-from monailabel_app.served import ServedBundle
+from monailabel_app.served import ServedBundle, _middle_mm
 from monailabel_app.store import case_of, siblings, source_files, start_image
 
 SHAPE, SPACING = (72, 66, 24), (0.9, 0.9, 2.5)
@@ -170,6 +171,39 @@ def test_no_tumor_is_an_answer(make_bundle, tmp_path):
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(answer.mask))).any()
 
 
+def test_a_part_that_was_removed_gives_no_confidence(make_bundle, tmp_path):
+    """The scan has one bright lump, which is smaller than the smallest part that is kept."""
+    task = TISSNetInferTask(make_bundle(KNOWN.replace("smallest_mm3: 0.0", "smallest_mm3: 1.0e+6")))
+    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
+    answer = task.answer([tmp_path / "x.nii.gz"], {}, case="x")
+    assert answer.params["notes"][0] == "No tumor was found."
+    assert answer.params["confidence"] == 0.0  # the inferer was sure of what was removed
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-100, 100, 0.0),  # air on both sides
+        (-100, 60, None),  # the head goes on
+        (-30, 85, None),  # 115 mm of it, cut off on one side
+        (0, 100, None),  # one side
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_middle_is_known_only_where_both_sides_are_seen(low, high, expected, turned):
+    """A head of 160 mm around x = 0, with some noise in the air, in a field of view from low to high."""
+    x = np.arange(low, high, 1.0)
+    y = np.arange(-110, 110, 2.0)
+    inside = (x[:, None] / 80) ** 2 + (y[None] / 95) ** 2 < 1
+    image = np.where(inside, 0.2, -0.95)[None, :, :, None].repeat(6, -1)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[:2, 3] = low, -110
+    if turned:
+        image, affine = image.transpose(0, 2, 1, 3), affine[:, [1, 0, 2, 3]]
+    found = _middle_mm(MetaTensor(torch.from_numpy(image.copy()), affine=torch.from_numpy(affine)))
+    assert found is None if expected is None else found == pytest.approx(expected, abs=1.0)
+
+
 def nothing(self, inputs, network):
     return torch.cat([inputs[:, :1] * 0] * 4, dim=1)
 
@@ -275,10 +309,8 @@ def test_damaged_released_weights_are_refused(bundle_root, tmp_path):
 
 def test_the_metadata_name_the_weights_as_they_are(bundle_root):
     metadata = json.loads((bundle_root / "configs" / "metadata.json").read_text())
-    from monailabel_app.served import sha256
-
     shipped = {p.relative_to(bundle_root).as_posix() for p in (bundle_root / "models").rglob("*.pt")}
-    assert {file: sha256(bundle_root / file) for file in shipped} == metadata["weights_sha256"]
+    assert {file: versions.sha256(bundle_root / file) for file in shipped} == metadata["weights_sha256"]
     assert set(metadata["demonstration_weights"]) <= shipped
 
 
@@ -317,6 +349,23 @@ def test_promoted_weights_are_served_from_the_next_request_on(make_bundle, tmp_p
     versions.roll_back(tmp_path / "versions", "tiny")
     bundle.refresh()
     assert bundle.sha256 == released and "fine-tuned" not in bundle.version
+
+
+def test_fine_tuned_weights_of_an_older_release_are_not_served(make_bundle, tmp_path):
+    record = {
+        "validation": [{"case": "a", "label_sha256": "", "dice_before": 0.1, "dice_after": 0.2}],
+        "parent": {"version": None, "sha256": "older"},
+        "released_sha256": "older",
+        "bundle_version": "0.1.0",
+    }
+    torch.save({}, tmp_path / "trained.pt")
+    versions.add(tmp_path / "versions", "tiny", tmp_path / "trained.pt", record=record)
+    versions.promote(tmp_path / "versions", "tiny", 1)
+    bundle = make_bundle(fine_tuned=tmp_path / "versions")
+    assert bundle.sha256 == bundle.released_sha256
+    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
+    notes = TISSNetInferTask(bundle).answer([tmp_path / "x.nii.gz"], {}, case="x").params["notes"]
+    assert any("fine-tuned version 1 was promoted, and is not used" in note and "0.1.0" in note for note in notes)
 
 
 def test_demonstration_weights_say_so(bundle_root):

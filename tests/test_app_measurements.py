@@ -24,6 +24,15 @@ def test_a_ball_of_known_size_and_place():
     assert result["findings"][0]["center_mm"] == pytest.approx([12, 3, 2], abs=0.3)
 
 
+def test_a_ragged_mask_of_a_whole_slice_takes_no_longer_than_its_outline():
+    """A hundred thousand points of a slice: their distances to each other would not fit in memory."""
+    mask = np.zeros((512, 512, 3), bool)
+    mask[100:400, 150:350, 1] = np.random.default_rng(0).random((300, 200)) > 0.3
+    mask[100:400, 150:350, 1] |= np.indices((300, 200)).sum(0) % 2 == 0
+    result = measure(mask, AFFINE, middle_mm=0.0)
+    assert result["diameter_axial_mm"] == pytest.approx(0.5 * np.hypot(300, 200), abs=1.0)
+
+
 def test_no_tumor_is_an_answer():
     result = measure(np.zeros((10, 10, 5), bool), AFFINE, middle_mm=0.0)
     assert (result["volume_mm3"], result["diameter_3d_mm"], result["side"]) == (0.0, 0.0, "none")

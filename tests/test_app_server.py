@@ -25,17 +25,21 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import anyio
+import anyio.to_thread
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import requests
+import SimpleITK as sitk
 import uvicorn
 from dicomweb_client import DICOMwebClient
 from fastapi.testclient import TestClient
@@ -46,8 +50,8 @@ from monailabel.config import settings
 from monailabel.interfaces.utils import app as app_cache
 from monailabel.utils.async_tasks import task as async_task
 
-from monailabel_app import confine, privacy, proxy
-from monailabel_app.errors import InputError, NotFound
+from monailabel_app import confine, privacy, proxy, routes_store
+from monailabel_app.errors import Busy, InputError, NotFound
 from monailabel_app.limits import Limits
 from monailabel_app.server import Viewer, create_app
 
@@ -270,6 +274,14 @@ def deep(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
+def deep_list(depth: int) -> Any:
+    """A list in a list in a list."""
+    found: Any = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def header_only(shape: tuple[int, ...]) -> bytes:
     """A .nii.gz whose header promises far more than is there."""
     header = nib.Nifti1Header()
@@ -278,11 +290,13 @@ def header_only(shape: tuple[int, ...]) -> bytes:
     return gzip.compress(bytes(header.binaryblock) + b"\0" * 4)
 
 
-def voxels(value: float) -> bytes:
+def voxels(value: Any, dtype: Any = np.float32) -> bytes:
     """A .nii file of one number."""
-    return nib.Nifti1Image(np.full(SHAPE, value, dtype=np.float32), np.eye(4)).to_bytes()
+    return nib.Nifti1Image(np.full(SHAPE, value, dtype=dtype), np.eye(4)).to_bytes()
 
 
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+ABROAD = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}  # a page of another site opens an address
 DETACHED = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 48 12\nencoding: raw\ndata file: /etc/passwd\n\n"
 ATTACHED = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 48 48 12\nencoding: raw\n\n\0\0"
 INFER = "/infer/tissnet_vs"
@@ -304,6 +318,8 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("an unknown model", "POST", "/infer/other", {"params": ONE, "files": form()}, 404),
     ("traversal as model", "POST", "/infer/..%2f..%2fmain", {"params": ONE, "files": form()}, 404),
     ("params that are no JSON", "POST", INFER, {"params": ONE, "files": {"params": (None, "{")}}, 400),
+    ("params of an endless number", "POST", INFER,
+     {"params": ONE, "files": {"params": (None, '{"threshold": 1e400}')}}, 400),
     ("params that are a list", "POST", INFER, {"params": ONE, "files": {"params": (None, "[1]")}}, 400),
     ("params of NaN", "POST", INFER, {"params": ONE, "files": {"params": (None, '{"threshold": NaN}')}}, 400),
     ("params without end", "POST", INFER, {"params": ONE, "files": {"params": (None, deep(5000))}}, 400),
@@ -317,6 +333,7 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("label_tag that climbs", "POST", INFER, {"params": ONE, "files": form(save_label=True, label_tag="../x")}, 422),
     ("label_tag of people", "POST", INFER, {"params": ONE, "files": form(save_label=True, label_tag="final")}, 422),
     ("an ending that is code", "POST", INFER, {"params": ONE, "files": form(result_extension=".py")}, 422),
+    ("an ending that is not written", "POST", INFER, {"params": ONE, "files": form(result_extension=".seg.nrrd")}, 422),
     ("an ending that climbs", "POST", INFER, {"params": ONE, "files": form(result_extension="/../a.nrrd")}, 422),
     ("an unknown type of voxel", "POST", INFER, {"params": ONE, "files": form(result_dtype="object")}, 422),
     ("a number that is none", "POST", INFER, {"params": ONE, "files": form(threshold="high")}, 422),
@@ -337,6 +354,9 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("an upload too large", "POST", INFER, {"files": upload("a.nii", b"\0" * (3 * 1024**2))}, 413),
     ("a broken form", "POST", INFER,
      {"params": ONE, "data": b"broken", "headers": {"content-type": "multipart/form-data"}}, 400),
+    ("a form of many files", "PUT", "/datastore/image",
+     {"params": {"image": "n"}, "files": list(upload().items()) * 20}, 400),
+    ("a form of many fields", "POST", INFER, {"params": ONE, "files": {f"x{i}": (None, "") for i in range(100)}}, 400),
     ("slides", "POST", "/infer/wsi/tissnet_vs", {"params": {"image": "/etc/passwd"}, "json": {}}, 403),
     ("slides, second version", "POST", "/infer/wsi_v2/tissnet_vs", {"params": ONE}, 403),
     ("new weights", "PUT", "/model/tissnet_vs", {"files": upload("model.pt", b"x")}, 403),
@@ -368,6 +388,20 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("facts of an unknown image", "GET", "/datastore/image/info", {"params": {"image": "nobody"}}, 404),
     ("facts that are none", "PUT", "/datastore/image/info", {"params": ONE, "data": {"info": "[]"}}, 400),
     ("facts of the server", "PUT", "/datastore/image/info", {"params": ONE, "data": {"info": '{"name": "x"}'}}, 422),
+    ("facts of half a letter", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": r'{"b": "\ud800"}'}}, 422),
+    ("facts under half a letter", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": r'{"\ud800": 1}'}}, 422),
+    ("facts of many levels", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": json.dumps({"b": deep_list(300)})}}, 422),
+    ("facts without end", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": json.dumps({"b": "x" * 20_000})}}, 422),
+    ("facts that name another image", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": json.dumps({"id": SPACED})}}, 422),
+    ("facts that give the reason", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": '{"reason": "x"}'}}, 422),
+    ("facts that name another label", "PUT", "/datastore/image/info",
+     {"params": ONE, "data": {"info": '{"label_id": "x"}'}}, 422),
     ("an unknown view", "GET", "/datastore/", {"params": {"output": "secrets"}}, 422),
     ("a label outside", "PUT", "/datastore/label",
      {"params": {"image": IMAGE, "tag": "../../x"}, "files": upload(field="label")}, 422),
@@ -389,6 +423,10 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
      {"params": FINAL, "files": upload("l.nii", voxels(0.5), "label")}, 422),
     ("a label of NaN", "PUT", "/datastore/label",
      {"params": FINAL, "files": upload("l.nii", voxels(float("nan")), "label")}, 422),
+    ("a label of colors", "PUT", "/datastore/label",
+     {"params": FINAL, "files": upload("l.nii", voxels(1, RGB), "label")}, 422),
+    ("a label of complex numbers", "PUT", "/datastore/label",
+     {"params": FINAL, "files": upload("l.nii", voxels(1, np.complex64), "label")}, 422),
     ("a label cut short, .nrrd", "PUT", "/datastore/label",
      {"params": FINAL, "files": upload("l.nrrd", ATTACHED, "label")}, 422),
     ("a raw label in a store of files", "PUT", "/datastore/label",
@@ -433,6 +471,9 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("a page of no origin", "POST", "/train/", {"data": "{}", "headers": {"origin": "null"}}, 403),
     ("another site's image", "GET", "/datastore/image",
      {"params": ONE, "headers": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}}, 403),
+    ("another site's link to a scan", "GET", "/datastore/image",
+     {"params": ONE, "headers": ABROAD | {"sec-fetch-dest": "document"}}, 403),
+    ("another site's frame", "GET", "/ohif/", {"headers": ABROAD | {"sec-fetch-dest": "iframe"}}, 403),
     ("another site's question", "OPTIONS", INFER,
      {"headers": {"origin": "http://evil", "access-control-request-method": "POST"}}, 403),
 ]  # fmt: skip
@@ -461,6 +502,128 @@ def test_hostile_request(
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in answer.headers
     good(served)
+
+
+def test_another_site_may_open_the_viewer(served: Served) -> None:
+    headers = ABROAD | {"sec-fetch-dest": "document"}
+
+    assert [served.ask("GET", path, headers=headers).status_code for path in ("/", "/ohif/")] == [307, 200]
+
+
+def test_information_is_bounded_with_what_is_there(served: Served) -> None:
+    def put(**info: Any) -> int:
+        return served.ask("PUT", "/datastore/image/info", params=ONE, data={"info": json.dumps(info)}).status_code
+
+    assert [put(a="x" * 10_000), put(b="x" * 10_000), put(a=deep_list(6)), put(a=0, b=0)] == [200, 422, 200, 200]
+
+
+def test_uploads_of_one_name_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(4)
+    monkeypatch.setattr(routes_store, "check_scan", lambda path: together.wait(SECONDS))
+    sent = upload()
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [
+            pool.submit(served.ask, "PUT", "/datastore/image", params={"image": "twice"}, files=sent) for _ in range(4)
+        ]
+        found = sorted(answer.result().status_code for answer in answers)
+
+    served.app.datastore().remove_image("twice")
+    assert found == [200, 409, 409, 409]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "full"),
+    [
+        ("/datastore/image?image=n", upload(), "store"),
+        (f"/datastore/label?image={IMAGE}", upload(field="label"), "store"),
+        ("/session/", upload(field="files"), "sessions"),
+    ],
+)
+def test_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch, path: str, sent: Any, full: str) -> None:
+    def usage(folder: Path) -> Any:
+        return free_of(0 if str(folder).startswith(str(served.store.parent / full)) else 2**40)
+
+    sessions = served.store.parent / "sessions"
+    sessions.mkdir(exist_ok=True)
+    monkeypatch.setattr(routes_store.shutil, "disk_usage", usage)
+    before = set(served.store.rglob("*.nii.gz"))
+
+    answer = served.ask("PUT", path, files=sent)
+
+    assert (answer.status_code, answer.json()["detail"]) == (507, "The server's disk is full: tell who runs it.")
+    assert set(served.store.rglob("*.nii.gz")) == before and not list(sessions.iterdir())
+
+
+def free_of(free: int) -> Any:
+    """What `disk_usage` answers."""
+    return type("Usage", (), {"free": free})
+
+
+def test_one_dataset_at_a_time_and_none_on_a_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, gate, entered = served.app.datastore(), threading.Event(), threading.Event()
+    made = served.temporary / "made.zip"
+    case = {"image": str(served.store / f"{IMAGE}.nii.gz")}
+
+    def archive(limit: int | None) -> str:
+        entered.set()
+        gate.wait(SECONDS)
+        made.write_bytes(b"PK")
+        return str(made)
+
+    monkeypatch.setattr(store, "datalist", lambda: [case])
+    monkeypatch.setattr(store, "get_dataset_archive", archive)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(served.ask, "GET", "/datastore/dataset")
+        assert entered.wait(SECONDS)
+        second = served.ask("GET", "/datastore/dataset")
+        gate.set()
+        found = first.result()
+    size = os.path.getsize(case["image"])
+    monkeypatch.setattr(routes_store.shutil, "disk_usage", lambda folder: free_of(routes_store.FREE_BYTES + size - 1))
+    full = served.ask("GET", "/datastore/dataset")
+
+    assert (found.status_code, found.content, second.status_code, full.status_code) == (200, b"PK", 503, 507)
+    until(lambda: not made.exists())
+
+
+def test_silent_archive_holds_up_neither_info_nor_other_routes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, asked = threading.Event(), []
+    answers: list[Any] = [{"total": 3, "completed": 1, "label_tags": {}}, Busy("silent"), gate]
+
+    def status() -> dict[str, Any]:
+        asked.append(answers.pop(0))
+        if asked[-1] is gate:
+            gate.wait(SECONDS)
+        if isinstance(asked[-1], dict):
+            return asked[-1]
+        raise Busy("silent")
+
+    monkeypatch.setattr(routes_store, "STATUS_SECONDS", 0.5)
+    monkeypatch.setattr(served.app.datastore(), "status", routes_store.ArchiveStatus(status))
+    try:
+        first, *later = [served.ask("GET", "/info/") for _ in range(4)]
+        start = time.monotonic()
+        again = served.ask("GET", "/info/")
+        seconds = time.monotonic() - start
+    finally:
+        gate.set()
+
+    assert first.json()["datastore"] == asked[0]
+    for answer in (*later, again):
+        found = answer.json()["datastore"]
+        assert found == asked[0] | {"detail": "The image archive does not answer: tell who runs it."}
+    assert len(asked) == 3 and seconds < 0.5
+
+
+def test_threads_for_every_request(served: Served) -> None:
+    api = create_app(Limits(requests=100))
+
+    async def threads() -> float:
+        async with api.router.lifespan_context(api):
+            return anyio.to_thread.current_default_thread_limiter().total_tokens
+
+    assert anyio.run(threads) == 116
 
 
 def test_unexpected_error_says_nothing_but_a_number(served: Served) -> None:
@@ -569,6 +732,22 @@ def test_number_of_requests_is_bounded_but_info_answers(served: Served) -> None:
     until(lambda: served.ask("GET", "/datastore/").status_code == 200)
 
 
+def test_body_that_comes_too_slowly_is_refused(served: Served) -> None:
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS) as one:
+        one.sendall(b"POST /train/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n")
+        one.settimeout(0.2)
+        answer = b""
+        while not answer and time.monotonic() - start < 5 * LIMITS.idle_seconds:
+            one.sendall(b" ")
+            try:
+                answer = one.recv(4096)
+            except TimeoutError:
+                pass
+
+    assert answer.startswith(b"HTTP/1.1 408") and time.monotonic() - start < 3 * LIMITS.idle_seconds
+
+
 def test_upload_without_length_is_bounded_while_it_streams(served: Served) -> None:
     before = served.tree()
     content = {"content-type": "multipart/form-data; boundary=x"}
@@ -643,6 +822,10 @@ def test_ohif_requests(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         and "OHIF" in page.text
         and "script-src 'self'" in page.headers["content-security-policy"]
     )
+    assert (
+        page.headers["cache-control"] == "no-store"
+        and "cache-control" not in served.ask("GET", "/ohif/app-config.js").headers
+    )
     cookie = page.headers["set-cookie"]
     assert cookie.startswith(f"MONAILABEL_SERVER_URL={quote(served.url, safe='')}%2F; Path=/ohif;")
     secure = served.ask("GET", "/ohif/", headers={"host": "ai.hospital.example", "x-forwarded-proto": "https"})
@@ -710,12 +893,13 @@ def test_sessions_are_bounded(served: Served) -> None:
 
 def test_log_names_no_patient(served: Served) -> None:
     logging.getLogger("some.library").warning("cannot open %s.nii.gz", IMAGE)
+    logging.getLogger("some.library").warning("there is no %s", IMAGE.replace("T2", "T1"))
     logging.getLogger("monailabel.endpoints.infer").info("Infer Request: %s", {"image": IMAGE})
     good(served)
 
     log = served.log.read_text()
     assert "cannot open <id-" in log and "Infer Request" not in log and "inference with tissnet_vs" in log
-    assert IMAGE not in log and SPACED not in log and str(served.store) not in log
+    assert "Mueller" not in log and SPACED not in log and str(served.store) not in log
     assert '"POST /infer/tissnet_vs HTTP/1.1" 200' in log and "image=" not in log
 
 
@@ -726,6 +910,14 @@ def test_mask_of_names() -> None:
 
     assert "Mueller" not in first + second and "/data/store" not in first and second.startswith("ab ")
     assert first.split()[2] == second.split()[1]
+
+
+def test_label_larger_than_what_sitk_frees_at_once(tmp_path: Path) -> None:
+    label = np.zeros((80, 512, 512), dtype=np.uint16)
+    label[40] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(label), str(tmp_path / "label.nrrd"))
+
+    confine.check_label_file(tmp_path / "label.nrrd", ".nrrd", tmp_path / "label.nrrd")
 
 
 @pytest.mark.parametrize("name", ["case 1", "Ärztin_T2", "a.b", "(x) [y]", "1.2.840.113619.2.1", "50% dose"])
@@ -813,36 +1005,93 @@ def test_real_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_proxy_passes_the_query_and_no_password(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, str, dict[str, str]]] = []
+    with archive_behind(served, monkeypatch) as archive:
+        answer = served.ask("GET", "/proxy/dicom/qido/studies", params={"limit": 3}, auth=("doctor", "secret"))
+        refused = served.ask("POST", "/proxy/dicom/wado/system", data=b"x")
+        outside = served.ask("GET", "/proxy/dicom/wado/..%2f..%2fsystem")
 
-    class Archive(BaseHTTPRequestHandler):
+    assert (answer.status_code, answer.content) == (200, b"[]") and "set-cookie" not in answer.headers
+    assert [(method, path) for method, path, _, _ in archive.seen] == [("GET", "/dicom-web/studies?limit=3")]
+    assert "Authorization" not in archive.seen[0][2]
+    assert (refused.status_code, outside.status_code) == (422, 422)
+
+
+@dataclass
+class Archive:
+    """A stub of a DICOM archive: method, path, headers and body of what came; silent while the gate is closed."""
+
+    seen: list[tuple[str, str, dict[str, str], bytes]]
+    gate: threading.Event
+
+
+@contextmanager
+def archive_behind(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    """The server's proxy with a stub behind it."""
+    found = Archive([], threading.Event())
+    found.gate.set()
+
+    class Stub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append(("GET", self.path, dict(self.headers)))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            found.seen.append((self.command, self.path, dict(self.headers), body))
+            found.gate.wait(SECONDS)
             self.send_response(200)
             self.send_header("content-type", "application/dicom+json")
             self.send_header("set-cookie", "archive=1")
             self.end_headers()
             self.wfile.write(b"[]")
 
+        do_POST = do_GET
+
         def log_message(self, *_: Any) -> None:
             pass
 
-    archive = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
-    threading.Thread(target=archive.serve_forever, daemon=True).start()
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64
+
+    server = Server(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(proxy, "DICOMWebDatastore", type(served.app.datastore()))
     monkeypatch.setattr(proxy, "app_instance", lambda: served.app)
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{archive.server_port}/dicom-web")
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{server.server_port}/dicom-web")
     try:
-        answer = served.ask("GET", "/proxy/dicom/qido/studies", params={"limit": 3}, auth=("doctor", "secret"))
-        refused = served.ask("POST", "/proxy/dicom/wado/system", data=b"x")
-        outside = served.ask("GET", "/proxy/dicom/wado/..%2f..%2fsystem")
+        yield found
     finally:
-        archive.shutdown()
+        found.gate.set()
+        server.shutdown()
 
-    assert (answer.status_code, answer.content) == (200, b"[]") and "set-cookie" not in answer.headers
-    assert [(method, path) for method, path, _ in seen] == [("GET", "/dicom-web/studies?limit=3")]
-    assert "Authorization" not in seen[0][2]
-    assert (refused.status_code, outside.status_code) == (422, 422)
+
+def test_silent_archive_takes_a_few_threads_only(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", SECONDS)
+    asked = proxy.THREADS + 4
+    with archive_behind(served, monkeypatch) as archive, ThreadPoolExecutor(asked) as pool:
+        archive.gate.clear()
+        waiting = [pool.submit(served.ask, "GET", "/proxy/dicom/qido/studies") for _ in range(asked)]
+        until(lambda: len(archive.seen) >= proxy.THREADS)
+        start = time.monotonic()
+        other = served.ask("GET", "/auth/token/valid")
+        seconds, reached = time.monotonic() - start, len(archive.seen)
+        archive.gate.set()
+        answers = [answer.result().status_code for answer in waiting]
+
+    assert (other.status_code, reached, answers) == (200, proxy.THREADS, [200] * asked) and seconds < SOON
+
+
+def test_proxy_keeps_what_is_sent_on_the_disk(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    ask = requests.request
+    monkeypatch.setattr(proxy.requests, "request", lambda *a, **more: given.append(more["data"]) or ask(*a, **more))
+    content = os.urandom(1024**2 + 1)
+    with archive_behind(served, monkeypatch) as archive:
+        sent = served.ask("POST", "/proxy/dicom/stow/studies", data=content)
+        empty = served.ask("POST", "/proxy/dicom/stow/studies")
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS) as one:
+            one.sendall(b"POST /proxy/dicom/wado/system HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+            refused = one.recv(4096)
+
+    assert (sent.status_code, empty.status_code) == (200, 200) and hasattr(given[0], "read")
+    assert [body for *_, body in archive.seen] == [content, b""]
+    assert refused.startswith(b"HTTP/1.1 422")  # and not 408, after the wait for a body that does not come
 
 
 def test_archive_that_does_not_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -999,13 +1248,21 @@ def test_nginx_asks_for_tls_and_a_password(nginx: tuple[int, int, list[dict[str,
                ask("POST", "/auth/token", data="username=doctor")]  # fmt: skip
     huge = http.client.HTTPSConnection("127.0.0.1", tls, timeout=SECONDS, context=unverified())
     token = base64.b64encode(b"doctor:secret").decode()
-    huge.request("PUT", "/x", headers={"content-length": str(3 * 1024**3), "authorization": f"Basic {token}"})
+    huge.request(
+        "PUT",
+        "/Mueller_T2?image=Mueller",
+        headers={"content-length": str(3 * 1024**3), "authorization": f"Basic {token}"},
+    )
 
     assert [answer.text for answer in answers] == ["ok"] * 3 and huge.getresponse().status == 413
     assert [one["path"] for one in came] == ["/info/?image=Mueller", "/datastore/image", "/auth/token"]
     assert came[0]["Host"] == f"127.0.0.1:{tls}" and came[1]["size"] == str(len(upload))
     assert "max-age" in answers[0].headers["strict-transport-security"]
-    assert "Mueller" not in (tmp_path / "tissnet.log").read_text()
+    log = (tmp_path / "tissnet.log").read_text()
+    assert "image=" not in log and "doctor" not in log and "127.0.0.1 [" in log
+    assert "Mueller" not in (tmp_path / "tissnet_error.log").read_text() + (tmp_path / "error.log").read_text()
+    text = NGINX.read_text()
+    assert "limit_conn tissnet_connections 16;" in text and "http2;" not in text
 
 
 def unverified() -> Any:

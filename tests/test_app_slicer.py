@@ -31,7 +31,11 @@ MASK = b"NRRD0004\r\n\r\n--\r\n\x00\xff--boundary--\r\nend\r\n"  # what a carele
 VOLUME = gzip.compress(b"a float volume")
 DEMONSTRATION = "DEMONSTRATION WEIGHTS, trained on <phantoms>."
 
-# Of vtkMRMLNode and its kinds, vtkSegmentation, vtkSegment, the display, slice, composite and layout nodes, ctk and qt.
+SIZE = (20, 16, 9)
+AFFINE = np.array([[0.5, 0, 0, -10], [0, 0.7, 0, 20], [0, 0, 1.5, 30], [0, 0, 0, 1]])
+
+# Of vtkMRMLNode and its kinds, vtkImageData, vtkSegmentation, vtkSegment, the display, slice, composite and layout
+# nodes, ctk and qt.
 METHODS = set(
     """GetID GetName SetName GetAttribute SetAttribute GetStorageNode GetDisplayNode CreateDefaultDisplayNodes
     GetTransformNodeID SetAndObserveTransformNodeID TransformPointToWorld GetSegmentation AddEmptySegment
@@ -40,7 +44,7 @@ METHODS = set(
     SetAndObserveColorNodeID AutoWindowLevelOff SetWindowLevelMinMax SetThreshold ApplyThresholdOn SetLinkedControl
     SetHotLinkedControl SetBackgroundVolumeID GetBackgroundVolumeID SetForegroundVolumeID SetForegroundOpacity
     SetLabelVolumeID SetLayoutLabel SetOrientation RotateToVolumePlane JumpSliceByCentering
-    AddLayoutDescription""".split()
+    AddLayoutDescription GetImageData GetDimensions GetIJKToRASMatrix""".split()
 )
 
 
@@ -83,6 +87,21 @@ class Node(Recorder):
                 **values,
             }
         )
+
+
+def on_grid(size=SIZE, affine=AFFINE):
+    """What a volume says of its grid."""
+    return {
+        "GetImageData": Recorder(GetDimensions=size),
+        "GetIJKToRASMatrix": lambda matrix: matrix.__setitem__(slice(None), affine.tolist()),
+    }
+
+
+class Matrix(list):
+    """A vtkMatrix4x4."""
+
+    def GetElement(self, row, column):
+        return self[row][column]
 
 
 class Widget:
@@ -163,7 +182,7 @@ class Table(Widget):
 
 
 class FakeSlicer:
-    """The modules `slicer`, `qt` and `ctk`, a scene, two views, and what happened."""
+    """The modules `slicer`, `qt`, `ctk` and `vtk`, a scene, two views, and what happened."""
 
     def __init__(self, monkeypatch):
         self.scene, self.read, self.settings, self.confirmed, self.asked = [], {}, {}, True, []
@@ -194,7 +213,8 @@ class FakeSlicer:
         slicer.qMRMLNodeComboBox, slicer.qMRMLWidget = NodeComboBox, Widget
         scripted.ScriptedLoadableModule = type("ScriptedLoadableModule", (), {"__init__": lambda self, parent: None})
         scripted.ScriptedLoadableModuleWidget = type("Base", (), {"setup": lambda self: None, "layout": Widget()})
-        qt, ctk = types.ModuleType("qt"), types.ModuleType("ctk")
+        qt, ctk, vtk = (types.ModuleType(n) for n in ("qt", "ctk", "vtk"))
+        vtk.vtkMatrix4x4 = Matrix
         for name in ("QFormLayout", "QVBoxLayout", "QPushButton", "QLabel", "QTableWidgetItem"):
             setattr(qt, name, type(name, (Widget,), {}))
         qt.QLineEdit, qt.QAbstractItemView = (
@@ -204,7 +224,7 @@ class FakeSlicer:
         qt.QComboBox, qt.QTableWidget, ctk.ctkCollapsibleButton = ComboBox, Table, Widget
         qt.QSettings = lambda: types.SimpleNamespace(value=self.settings.get, setValue=self.settings.__setitem__)
         modules = {"slicer": slicer, "slicer.util": util, "slicer.ScriptedLoadableModule": scripted, "qt": qt}
-        for name, module in (modules | {"ctk": ctk}).items():
+        for name, module in (modules | {"ctk": ctk, "vtk": vtk}).items():
             monkeypatch.setitem(sys.modules, name, module)
 
     @staticmethod
@@ -230,8 +250,8 @@ class FakeSlicer:
         if node in self.scene:
             self.scene.remove(node)
 
-    def scan(self, name):
-        self.scene.append(Node("vtkMRMLScalarVolumeNode", name))
+    def scan(self, name, **grid):
+        self.scene.append(Node("vtkMRMLScalarVolumeNode", name, **on_grid(**grid)))
         return self.scene[-1]
 
     def export(self, node, path, options):
@@ -250,7 +270,7 @@ class FakeSlicer:
 
     def load_volume(self, path, options):
         assert options["show"] is False
-        return self._load("vtkMRMLScalarVolumeNode", path, options)
+        return self._load("vtkMRMLScalarVolumeNode", path, options, **on_grid())
 
     def load_segmentation(self, path, options):
         segments = [Recorder(GetLabelValue=value, GetName="Segment_1") for value in self.segments]
@@ -392,17 +412,18 @@ def test_refuses_what_is_no_address(tissnet, address):
 
 
 @pytest.mark.parametrize(
-    ("address", "whole", "readable"),
+    ("address", "whole", "way"),
     [
-        (" 127.0.0.1:8000/ ", "http://127.0.0.1:8000", False),
-        ("http://[::1]:8000", "http://[::1]:8000", False),
-        ("ai.hospital.example", "http://ai.hospital.example", True),
-        ("https://ai.hospital.example/tissnet/", "https://ai.hospital.example/tissnet", False),
+        (" 127.0.0.1:8000/ ", "http://127.0.0.1:8000", "within this machine"),
+        ("http://[::1]:8000", "http://[::1]:8000", "within this machine"),
+        ("ai.hospital.example", "http://ai.hospital.example", "WITHOUT ENCRYPTION"),
+        ("https://ai.hospital.example/tissnet/", "https://ai.hospital.example/tissnet", "encrypted"),
     ],
 )
-def test_reads_an_address(tissnet, address, whole, readable):
+def test_reads_an_address(tissnet, address, whole, way):
     server = tissnet.Server(address)
-    assert (server.address, server.readable) == (whole, readable)
+    assert (server.address, server.way) == (whole, way)
+    assert server.readable == (way == "WITHOUT ENCRYPTION")
 
 
 def test_a_password_goes_out_only_where_nobody_reads_it(tissnet, served):
@@ -554,6 +575,25 @@ def test_checks_what_was_chosen(tissnet):
 )
 def test_knows_which_volume_an_image_is(tissnet, name, remembered, same):
     assert tissnet.is_of("p1", "http://a", name, remembered) is same
+
+
+@pytest.mark.parametrize(
+    ("size", "affine", "same"),
+    [
+        (SIZE, AFFINE, True),
+        (SIZE, AFFINE.astype(np.float32) + 1e-6, True),
+        ((20, 16, 8), AFFINE, False),
+        (SIZE, AFFINE + np.array([[0, 0, 0, 0.2]] + [[0] * 4] * 3), False),
+        (SIZE, AFFINE @ np.diag([1, 1, 1.02, 1]), False),
+        (SIZE, AFFINE @ np.diag([-1, 1, 1, 1]), False),
+        (SIZE, AFFINE * np.nan, False),
+    ],
+    ids=["same", "rounded", "slices", "moved", "spacing", "mirrored", "nowhere"],
+)
+def test_knows_a_grid(tissnet, fake, size, affine, same):
+    first, second = (tissnet.grid_of(scan) for scan in (fake.scan("a"), fake.scan("b", size=size, affine=affine)))
+    assert tissnet.same_grid(first, second) is tissnet.same_grid(second, first) is same
+    assert not tissnet.same_grid(first, tissnet.grid_of(Node("vtkMRMLScalarVolumeNode", "without voxels")))
 
 
 def test_the_numbers_in_a_table(tissnet):
@@ -720,6 +760,33 @@ def test_an_image_of_the_server_is_shown_on_its_own_scan(panel, fake, served):
     assert not fake.asked
 
 
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize("button", ["run", "fetch"])
+def test_a_volume_of_the_same_name_and_another_grid_is_not_the_scan(panel, fake, served, button, remembered):
+    other = fake.scan("p 1 [a]", affine=AFFINE + 1)
+    if remembered:  # and cropped since it was sent
+        other.attributes.update({"TISSNet.image": "p 1 [a]", "TISSNet.server": served["address"]})
+    panel.image.setText("p 1 [a]")
+    press(getattr(panel, button))
+    assert "Shown: p 1 [a], on the server&#x27;s scan" in panel.status.text
+    assert ("GET", "/datastore/image") in served["asked"]
+    scan = fake.nodes("vtkMRMLScalarVolumeNode")["p 1 [a]"]
+    assert scan is not other
+    assert fake.views["TISSNetScan"].composite.calls["SetBackgroundVolumeID"] == (scan.id,)
+    count = len(fake.scene)
+    press(panel.fetch)  # the scan that was fetched serves from now on
+    assert panel.status.text == "<span>Shown: p 1 [a].</span>"
+    assert served["asked"].count(("GET", "/datastore/image")) == 1 and len(fake.scene) == count
+
+
+def test_nothing_of_an_answer_stays_without_its_scan(panel, fake, served):
+    served["refusals"]["GET", "/datastore/image"] = 404, {"detail": "There is no image."}, {}
+    panel.image.setText("p 1 [a]")
+    press(panel.run)
+    assert "There is no image." in panel.status.text
+    assert not fake.scene
+
+
 def test_fetches_what_another_module_computed(panel, fake, served):
     scan = fake.scan("p 1 [a].nii.gz")
     mine = fake.add("vtkMRMLSegmentationNode", "segmentation_p1")
@@ -732,6 +799,7 @@ def test_fetches_what_another_module_computed(panel, fake, served):
     assert mine.GetDisplayNode().calls["SetVisibility2DFill"] == (False,)
     assert fake.views["TISSNetScan"].composite.calls["SetBackgroundVolumeID"] == (scan.id,)
     assert panel.table.cells[3, 1] == "left"
+    assert ("GET", "/datastore/image") not in served["asked"]
     served["kept"] = False
     press(panel.fetch)
     assert panel.table.count == 0 and "press Run" in panel.notes.text
@@ -743,6 +811,23 @@ def test_nothing_to_fetch(panel, fake, served):
     panel.image.setText("nobody")
     press(panel.fetch)
     assert "keeps no synthetic image of &#x27;nobody&#x27;: press Run" in panel.status.text
+
+
+def test_asks_before_the_name_of_a_scan_goes_out(panel, fake, served):
+    panel.selectors[0].choose(fake.scan("p 1 [a]"))
+    fake.confirmed = False
+    press(panel.fetch)
+    assert "Stopped" in panel.status.text
+    assert len(fake.asked) == 1
+    assert f"'p 1 [a]', is sent to {served['address']} (within this machine)" in fake.asked[0]
+    panel.selectors[0].choose(fake.scan("SMITH T2"))
+    fake.confirmed = True
+    press(panel.fetch)
+    assert "tells who the patient is and was not sent" in panel.status.text
+    assert served["asked"] == [("GET", "/info/")] and len(fake.asked) == 1
+    panel.image.setText("p 1 [a]")  # typed for the server by the clinician
+    press(panel.fetch)
+    assert "Shown" in panel.status.text and len(fake.asked) == 1
 
 
 def test_no_tumor_is_an_answer(panel, fake, served):

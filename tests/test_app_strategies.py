@@ -245,7 +245,8 @@ def test_every_case_is_answered_once_and_kept(store: LocalDatastore) -> None:
 
 def test_finished_and_answered_cases_are_skipped_where_asked(store: LocalDatastore, tmp_path: Path) -> None:
     submit(store, "a_ceT1", tmp_path)
-    submit(store, "c_T2", tmp_path, tag="original")
+    submit(store, "c_T2", tmp_path, tag="original", model="tissnet_vs")
+    submit(store, "b_T2", tmp_path, tag="original", model="tissnet_glioma")  # another one's
     expected = {
         ("images", "unlabeled"): ["b_T2", "c_T2", "plain"],
         ("images", "labeled"): ["a_T2"],
@@ -256,6 +257,12 @@ def test_finished_and_answered_cases_are_skipped_where_asked(store: LocalDatasto
     }
     for (option, value), images in expected.items():
         assert list(batch({option: value}, store)[0]) == images, option
+
+
+def test_another_models_answer_says_nothing_about_this_one(store: LocalDatastore, tmp_path: Path) -> None:
+    params = {"disagreement": 0.9, "error_mass_mm3": 900.0}
+    submit(store, "c_T2", tmp_path, tag="original", model="tissnet_glioma", params=params)
+    assert "no open case has an answer" in Disagreement(MODELS)({}, store)["reason"]
 
 
 def test_a_bad_case_is_reported_and_the_others_go_on(store: LocalDatastore, caplog: pytest.LogCaptureFixture) -> None:

@@ -141,10 +141,29 @@ def test_labels_that_cannot_be_used_are_named_and_left_out(tmp_path: Path, vs_da
         ("p1_T2", True),
         ("p2_T2", False),
     ]
-    assert np.array_equal(cases[0].mask, good)
+    assert np.array_equal(cases[0].mask()[0], good)
     assert left_out.keys() == {"p3_T2", "p4_T2", "p5_T2"}
     assert "has the values 2: expected 0 and 1 alone" in left_out["p3_T2"]
     assert "expected the same grid" in left_out["p4_T2"] and "1.5 mm away" in left_out["p5_T2"]
+
+
+def test_the_mask_of_another_structure_is_left_out(tmp_path: Path, vs_data: Path, bundle: ServedBundle) -> None:
+    store = fill(tmp_path / "studies", vs_data, labeled=2)
+    store.update_label_info("p0_T2", "final", {"label_info": [{"name": "whole tumor", "idx": 1}]})
+    store.update_label_info("p1_T2", "final", {"label_info": [{"name": "Vestibular Schwannoma", "idx": 1}]})
+    cases, left_out = collect(store, bundle)
+    assert [case.case for case in cases] == ["p1_T2"]
+    assert "is of whole tumor: tissnet_vs learns vestibular schwannoma" in left_out["p0_T2"]
+
+
+def test_a_segmentation_that_was_not_submitted_here_is_left_out(
+    tmp_path: Path, vs_data: Path, bundle: ServedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive lists the series of every segmentation it has, those of other workstations too."""
+    store = fill(tmp_path / "studies", vs_data, labeled=1)
+    monkeypatch.setattr(store, "get_labeled_images", lambda: ["p0_T2", "p1_T2"])
+    cases, left_out = collect(store, bundle)
+    assert [case.case for case in cases] == ["p0_T2"] and "was not submitted to this server" in left_out["p1_T2"]
 
 
 def test_only_submitted_labels_count_and_a_case_counts_once(
@@ -189,8 +208,7 @@ def test_a_missing_sibling_is_a_reason(tmp_path: Path, vs_data: Path, bundle: Se
 
 
 def labeled(*names: str) -> list[LabeledCase]:
-    mask = np.zeros((1, 1, 1), np.uint8)
-    return [LabeledCase(name, name.split("-")[0], (), None, mask, np.eye(4), "") for name in names]
+    return [LabeledCase(name, name.split("-")[0], (), None, Path("none"), "") for name in names]
 
 
 def test_who_was_in_a_section_stays_there_and_patients_are_not_divided(tmp_path: Path) -> None:
@@ -302,6 +320,8 @@ def test_a_fine_tuning_adds_a_version_and_leaves_what_is_served(
         )
         assert dice(answer.mask.astype(np.uint8), truth) == pytest.approx(measured[name])
     assert not (run / "checkpoints").exists() and not (run / "candidate").exists()
+    assert not (run / "training" / "previews").exists()  # pictures of patients
+    assert "the difference may be chance" in result["note"]
     assert (run / "training.log").is_file() and (run / "training" / "config.yaml").is_file()
     stats = task.stats()
     assert stats["version"] == 1 and stats["best_metric"] == record["dice_after"] and stats["served"] is False
@@ -401,9 +421,8 @@ TISSNetTrainTask(served)({"max_epochs": 500}, store)
 """
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL], ids=["SIGTERM", "SIGKILL"]
-)
+@pytest.mark.slow  # the same through a server: test_app_client.py
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_ends_with_its_children_and_leaves_what_is_served(
     number: signal.Signals, bundle: ServedBundle, store: LocalDatastore, weights: Path, tmp_path: Path
 ) -> None:

@@ -9,12 +9,14 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from scripts.export import export
 from scripts.inferer import (
+    Box,
     CascadeInferer,
     FullScanInferer,
     SegmentationInferer,
@@ -197,6 +199,28 @@ def test_input_that_is_not_finite_is_refused(value: float, inferer: type[Segment
     x_s[0, 0, 3, 3, 3] = value
     with pytest.raises(ValueError, match="NaN or infinite"):
         inferer(WINDOW)(x_s, Constant())
+
+
+class Faint(FullScanInferer):
+    """A tumor of probability 0.4 along x, of which the localizer's region holds a part."""
+
+    region = (slice(8, 24), slice(36, 52), slice(0, 4))
+
+    def prepare(self, network: nn.Module, device: torch.device) -> None:
+        self._modules[network] = []
+
+    def window(self, x: Tensor, modules: list[nn.Module]) -> Tensor:
+        return torch.full_like(x, 0.4).repeat(1, 4, 1, 1, 1)
+
+    def _candidates(self, x_s: Tensor, box: Box) -> tuple[list[Box], np.ndarray]:
+        return [self.region], np.ones(x_s.shape[2:], bool)
+
+
+@pytest.mark.parametrize(("threshold", "grows"), [(0.5, False), (0.3, True)])
+def test_regions_grow_for_the_threshold_that_is_asked(threshold: float, grows: bool) -> None:
+    inferer = Faint(WINDOW, localizer=nn.Identity(), threshold=threshold)
+    inferer(torch.full((1, 1, 192, 192, 4), -0.5), nn.Identity())
+    assert (inferer.regions != [Faint.region]) == grows
 
 
 def test_roi_size_may_be_a_list() -> None:

@@ -32,7 +32,6 @@ from scripts.transforms import BACKGROUND
 logger = logging.getLogger(__name__)
 
 FOREGROUND_SHARE = 0.001  # a plane with less of it is air with noise
-THRESHOLD = 0.5
 
 Box = tuple[slice, slice, slice]
 
@@ -172,6 +171,7 @@ class FullScanInferer(CascadeInferer):
         localizer_threshold: its probability from which a place is looked at.
         most_places: how many places are looked at, those of the highest probability.
         margin: voxels x, y, z around such a place.
+        threshold: of the mask, for which regions grow.
 
     Attributes, of the last scan:
         regions: where the cascade looked; the foreground's box if it was not localized.
@@ -189,6 +189,7 @@ class FullScanInferer(CascadeInferer):
         localizer_threshold: float = 0.1,
         most_places: int = 10,
         margin: Sequence[int] = (8, 8, 2),
+        threshold: float = 0.5,
         perceptor: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -198,6 +199,7 @@ class FullScanInferer(CascadeInferer):
         self.localizer_threshold = localizer_threshold
         self.most_places = most_places
         self.margin = tuple(margin)
+        self.threshold = threshold
         self.regions: list[Box] = []
         self.localized = False
         self.places = self.cut = 0
@@ -229,7 +231,7 @@ class FullScanInferer(CascadeInferer):
         for region, prediction in predictions:
             before = result[(..., *region)]
             result[(..., *region)] = torch.where(prediction[:, :1] >= before[:, :1], prediction, before)
-        self.cut = self._parts_cut((result[0, 0] >= THRESHOLD).cpu().numpy(), box) if self.localized else 0
+        self.cut = self._parts_cut((result[0, 0] >= self.threshold).cpu().numpy(), box) if self.localized else 0
         log = logger.warning if self.localized and (self.cut or self.places > self.most_places) else logger.info
         log("looked at %s: %d windows of %d", self.looked_at, sum(map(self.windows, self.regions)), most)
         return result
@@ -268,7 +270,7 @@ class FullScanInferer(CascadeInferer):
                 if cost > most:
                     return None
                 prediction = super().predict(x_s[(..., *region)], modules)
-                parts = ndimage.label((prediction[0, 0] >= THRESHOLD).cpu().numpy())[0]
+                parts = ndimage.label((prediction[0, 0] >= self.threshold).cpu().numpy())[0]
                 followed = np.isin(parts, np.setdiff1d(parts[suspected[region]], 0))
                 grown = self._grown(region, followed, x_s.shape[2:])
                 cost += self.windows(grown) if grown else 0

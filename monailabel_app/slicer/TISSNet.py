@@ -16,6 +16,7 @@ import gzip
 import html
 import http.client
 import ipaddress
+import itertools
 import json
 import logging
 import math
@@ -38,6 +39,7 @@ from xml.sax.saxutils import quoteattr
 import ctk
 import qt
 import slicer
+import vtk
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleWidget
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ LEGEND = (
     "look there twice. Beside it: the synthetic image."
 )
 NO_NUMBERS = "The server keeps no numbers of this image: press Run to have them."
+GRID_TOLERANCE_MM = 0.1  # between the same corner voxel of two volumes of one grid
 NIFTI_HEADER, NIFTI_DATA = 348, 352
 NIFTI_TEXT = ((4, 14), (14, 32), (148, 228), (228, 252), (328, 344))  # data type, name, description, file, intent
 
@@ -96,6 +99,19 @@ class Answer:
     params: dict[str, Any]
 
 
+@dataclass
+class Grid:
+    """Where the voxels of a volume lie.
+
+    Args:
+        size: voxels along I, J and K.
+        ijk_to_ras: the first three rows of the matrix from voxels to RAS millimeters.
+    """
+
+    size: tuple[int, ...]
+    ijk_to_ras: tuple[tuple[float, ...], ...]
+
+
 # The server
 
 
@@ -123,6 +139,7 @@ class Server:
         self.encrypted, self.prefix = parts.scheme == "https", parts.path.rstrip("/")
         self.address = f"{parts.scheme}://{parts.netloc}{self.prefix}"
         self.readable = not self.encrypted and not _is_this_machine(self.host)
+        self.way = "WITHOUT ENCRYPTION" if self.readable else "encrypted" if self.encrypted else "within this machine"
         if (user or password) and self.readable:
             raise Refused(
                 "The user and password were not sent, for the connection is not encrypted: use an https address."
@@ -337,12 +354,17 @@ def check_pseudonym(name: str, patient: Iterable[str], volumes: Iterable[str]) -
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,59}(?<! )", name):
         raise Refused("The name on the server cannot be used: expected letters, digits, spaces, - and _.")
-    words = {word for text in patient for word in re.findall(r"\w+", text.casefold()) if len(word) > 2}
-    if any(word in name.casefold() for word in words):
+    if tells_patient(name, patient):
         raise Refused("The name on the server tells who the patient is: expected a pseudonym.")
     if name.casefold() in {volume.casefold() for volume in volumes}:
         raise Refused("The name on the server is that of the scan in Slicer, which may tell the patient: change it.")
     return name
+
+
+def tells_patient(name: str, patient: Iterable[str]) -> bool:
+    """Whether a name has a word of the patient's names and numbers in it."""
+    words = {word for text in patient for word in re.findall(r"\w+", text.casefold()) if len(word) > 2}
+    return any(word in name.casefold() for word in words)
 
 
 def check_chosen(sources: Sequence[str], chosen: Sequence[str | None]) -> None:
@@ -385,6 +407,20 @@ def is_of(image: str, server: str, name: str, remembered: tuple[str | None, str 
     if known_image:
         return (known_image, known_server) == (image, server)
     return image_name(name) == image
+
+
+def same_grid(first: Grid | None, second: Grid | None) -> bool:
+    """Whether two volumes have the same voxels; not where the grid of one is not known."""
+    if first is None or second is None or first.size != second.size:
+        return False
+    for corner in itertools.product(*((0, count - 1) for count in first.size)):
+        point = (*corner, 1)
+        gap = [
+            sum((first.ijk_to_ras[row][k] - second.ijk_to_ras[row][k]) * point[k] for k in range(4)) for row in range(3)
+        ]
+        if not math.hypot(*gap) <= GRID_TOLERANCE_MM:  # false of NaN too
+            return False
+    return True
 
 
 def image_name(volume: str) -> str:
@@ -529,13 +565,25 @@ def patient_of(volume: Any) -> list[str]:
     return found
 
 
-def volume_of(image: str, server: str) -> Any:
-    """The volume in Slicer that is an image of the server; None if there is none."""
+def volumes_of(image: str, server: str) -> list[Any]:
+    """The volumes in Slicer that by note or name are an image of the server, whatever their grid."""
+    found = []
     for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
         known = node.GetAttribute("TISSNet.image"), node.GetAttribute("TISSNet.server")
         if node.GetAttribute("TISSNet.result") is None and is_of(image, server, node.GetName(), known):
-            return node
-    return None
+            found.append(node)
+    return found
+
+
+def grid_of(volume: Any) -> Grid | None:
+    """The grid of a volume in Slicer, without the transforms above it; None for a volume without voxels."""
+    voxels = volume.GetImageData()
+    if voxels is None:
+        return None
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    rows = tuple(tuple(float(matrix.GetElement(row, column)) for column in range(4)) for row in range(3))
+    return Grid(tuple(voxels.GetDimensions()), rows)
 
 
 def remember(volume: Any, image: str, server: str) -> None:
@@ -544,14 +592,16 @@ def remember(volume: Any, image: str, server: str) -> None:
     volume.SetAttribute("TISSNet.server", server)
 
 
-def show(scan: Any, answer: Answer, image: str, source: str, target: str) -> None:
+def show(scan: Any, synthetic: Any, error: Any, answer: Answer, image: str, source: str, target: str) -> None:
     """Puts an answer into the scene and the two views: mask and error map on the scan, the synthetic image beside it.
 
     Extra volumes of an earlier answer for this image go; its segmentation may have been corrected by hand and is only
     hidden.
+
+    Args:
+        scan, synthetic, error: volumes in Slicer, the last two of this answer.
+        source, target: modalities of the scan and of the synthetic image.
     """
-    synthetic = loaded(answer.synthetic, f"{image}: SYNTHETIC {target}, not acquired")
-    error = loaded(answer.error, f"{image}: look twice")
     results = [synthetic, error]
     if answer.mask is not None:
         for old in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
@@ -825,12 +875,27 @@ class Panel:
 
     def _fetch(self) -> str:
         server = self._connected()
-        node = self.selectors[len(self.sources()) - 1].currentNode()
-        image = self.image.text.strip() or (image_name(node.GetName()) if node else "")
-        if not image:
-            raise Refused("Type the name that the image has on the server, or choose its scan.")
+        image = self.image.text.strip() or self._name_of_chosen(server)
         answer = self._wait(server, "Fetching", lambda: server.fetch(image))
         return self._show(server, image, answer)
+
+    def _name_of_chosen(self, server: Server) -> str:
+        """The name of the chosen scan, after asking whether it may go to the server."""
+        node = self.selectors[len(self.sources()) - 1].currentNode()
+        name = image_name(node.GetName()) if node else ""
+        if not name:
+            raise Refused("Type the name that the image has on the server, or choose its scan.")
+        if tells_patient(name, patient_of(node)):
+            raise Refused(
+                "The name of the chosen scan tells who the patient is and was not sent: type the name that the image "
+                "has on the server."
+            )
+        if not slicer.util.confirmOkCancelDisplay(
+            f"The name of the chosen scan, {name!r}, is sent to {server.address} ({server.way}) to ask for the results "
+            "of the image of that name. It must not tell who the patient is."
+        ):
+            raise Stopped
+        return name
 
     def _upload(self, server: Server) -> str:
         """Sends the chosen scans, after asking, and gives the name of the image to ask for."""
@@ -839,10 +904,9 @@ class Panel:
         check_chosen(sources, [volume.GetID() if volume else None for volume in volumes])
         patient = [text for volume in volumes for text in patient_of(volume)]
         case = check_pseudonym(self.case.text.strip(), patient, [volume.GetName() for volume in volumes])
-        how = "WITHOUT ENCRYPTION" if server.readable else "encrypted" if server.encrypted else "within this machine"
         if not slicer.util.confirmOkCancelDisplay(
-            f"The voxels of {' and '.join(sources)} are sent to {server.address} ({how}) and kept there as {case!r}, "
-            "without the patient's name. A face can be seen in a scan of the head."
+            f"The voxels of {' and '.join(sources)} are sent to {server.address} ({server.way}) and kept there as "
+            f"{case!r}, without the patient's name. A face can be seen in a scan of the head."
         ):
             raise Stopped
         for number, source in enumerate(sources):
@@ -856,12 +920,16 @@ class Panel:
         return name
 
     def _show(self, server: Server, image: str, answer: Answer) -> str:
-        scan = volume_of(image, server.address)
-        if scan is None:  # of the server, so that an answer is never laid over another patient's scan
-            scan = loaded(self._wait(server, "Fetching the scan", lambda: server.scan(image)), image)
-            remember(scan, image, server.address)
-        target = self.models.get(self.model.currentText, {}).get("target_modality") or "image"
-        show(scan, answer, image, self.sources()[-1], str(target))
+        target = str(self.models.get(self.model.currentText, {}).get("target_modality") or "image")
+        synthetic = loaded(answer.synthetic, f"{image}: SYNTHETIC {target}, not acquired")
+        error = loaded(answer.error, f"{image}: look twice")
+        try:
+            scan, why = self._scan(server, image, grid_of(error))  # the mask has the error map's grid
+        except Exception:  # without its scan nothing of the answer is left in the scene
+            for node in (synthetic, error):
+                slicer.mrmlScene.RemoveNode(node)
+            raise
+        show(scan, synthetic, error, answer, image, self.sources()[-1], target)
         rows = table_rows(answer.params) if answer.params else []
         self.table.setRowCount(len(rows))
         for number, row in enumerate(rows):
@@ -869,7 +937,21 @@ class Panel:
                 self.table.setItem(number, column, qt.QTableWidgetItem(row[column]))
         self.table.resizeColumnsToContents()
         self.notes.setText(notes_html(answer.params))
-        return f"Shown: {image}."
+        return f"Shown: {image}{why}."
+
+    def _scan(self, server: Server, image: str, grid: Grid | None) -> tuple[Any, str]:
+        """The scan to lay an answer of that grid on, and what to add to the sentence that says it is shown.
+
+        A volume in Slicer must have the image's name or note and the answer's grid; else the server's own scan is
+        fetched, so that an answer is never laid over a scan that only has the same name.
+        """
+        volumes = volumes_of(image, server.address)
+        for volume in volumes:
+            if same_grid(grid_of(volume), grid):
+                return volume, ""
+        scan = loaded(self._wait(server, "Fetching the scan", lambda: server.scan(image)), image)
+        remember(scan, image, server.address)
+        return scan, ", on the server's scan, for that in Slicer has another grid" if volumes else ""
 
 
 class TISSNet(ScriptedLoadableModule):  # type: ignore[misc]
