@@ -226,7 +226,7 @@ class ServedBundle:
                 image = [str(file) for file in files]
                 data = before({"case": case, "image": image[0] if len(image) == 1 else image})
             except (ValueError, FileNotFoundError, RuntimeError) as error:
-                raise InputError(_innermost(error)) from error
+                raise InputError(_reason(error, files)) from error
             for windows in (self.inferer, self.inferer.localize):
                 windows.overlap = overlap
             self.inferer.threshold = threshold
@@ -299,8 +299,11 @@ def _middle_mm(image: Any) -> float | None:
     return float((low + high) / 2) if high - low >= BOTH_SIDES_MM else None
 
 
-def _innermost(error: BaseException) -> str:
-    """The reason that a transform gave, without MONAI's frame around it."""
+def _reason(error: BaseException, files: Sequence[Path]) -> str:
+    """The reason that a transform gave, without MONAI's frame around it and without the folders of the server."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    reason = str(error)
+    for file in files:
+        reason = reason.replace(str(file), file.name)
+    return reason

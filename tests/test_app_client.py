@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -189,6 +190,66 @@ def test_training_with_too_few_labels_is_refused_in_a_sentence_and_stops(client,
     task = wait_for(f"{server}/train/", "DONE", "ERROR")
     assert "2" in " ".join(task["details"]) and "label" in " ".join(task["details"])
     assert not client.train_status(check_if_running=True)
+
+
+def nifti(voxels: np.ndarray, spacing: tuple[float, float, float] = (0.8, 0.8, 2.0)) -> bytes:
+    return nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])).to_bytes()
+
+
+def absurd(shape: tuple[int, int, int]) -> bytes:
+    """A header alone: reading the voxels that it names would take all memory."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float64)
+    header.set_data_shape(shape)
+    return bytes(header.binaryblock) + b"\0" * 4
+
+
+def bomb() -> bytes:
+    """Some hundred kilobytes that unpack to a scan of zeros with 512 MB behind it."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    content = packer.compress(nifti(np.zeros((48, 48, 12), np.int16)))
+    for _ in range(512):
+        content += packer.compress(bytes(1024**2))
+    return content + packer.flush()
+
+
+NOISE = np.random.default_rng(0).integers(1, 1000, (64, 64, 12)).astype(np.int16)
+BROKEN = {
+    "a scan of NaN": (lambda: nifti(np.full((64, 64, 12), np.nan, np.float32)), "NaN"),
+    "a scan with an infinite voxel": (lambda: nifti(np.where(NOISE > 998, np.inf, NOISE).astype(np.float32)), "NaN"),
+    "a scan of zeros": (lambda: nifti(np.zeros((64, 64, 12), np.int16)), "constant or empty"),
+    "one slice": (lambda: nifti(NOISE[..., :1]), "at least 5 slices"),
+    "a series of volumes": (lambda: nifti(np.stack([NOISE] * 3, -1)), "4 dimensions"),
+    "slices of 10000 x 10000": (lambda: absurd((10000, 10000, 12)), "10000 x 10000 x 12 voxels"),
+    "voxels of a meter": (lambda: nifti(NOISE, (1000.0, 1000.0, 2.0)), "voxels of 1000"),
+    "half a meter in every direction": (lambda: nifti(NOISE[:40, :40], (14.0, 14.0, 14.0)), "a scan of a head"),
+    "a zip bomb": (bomb, "constant or empty"),
+    "a file cut short": (lambda: nifti(NOISE)[:-50_000], ""),
+    "no image": (lambda: b"PK\x03\x04", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_scan_is_refused_in_a_sentence_and_the_next_is_answered(client, server, store, what):
+    """Sent with the request; nothing of the store changes."""
+    make, sentence = BROKEN[what]
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*.n*") if path.is_file()}
+    name = "scan.nii.gz" if what == "a zip bomb" else "scan.nii"
+    response = requests.post(f"{server}/infer/tissnet_vs", files={"file": (name, make())}, timeout=ANSWER_SECONDS)
+    assert (response.status_code, sentence in response.json()["detail"]) == (422, True), response.text
+    assert "/" not in response.json()["detail"]  # no path of the server
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*.n*") if path.is_file()} == before
+    assert client.infer("tissnet_vs", "third_T2", SLICER)[1]["model"] == "tissnet_vs"
+
+
+def test_the_wrong_modality_is_refused_by_its_name_and_told_by_its_look(client, server, store):
+    response = requests.post(f"{server}/infer/tissnet_vs", params={"image": "first_ceT1"}, timeout=ANSWER_SECONDS)
+    assert response.status_code == 422 and "is ceT1, this model starts from T2" in response.json()["detail"]
+    with (store / "first_ceT1.nii.gz").open("rb") as file:
+        response = requests.post(
+            f"{server}/infer/tissnet_vs", params={"output": "json"}, files={"file": file}, timeout=ANSWER_SECONDS
+        )
+    assert any("does not look like a T2 scan" in note for note in response.json()["notes"])
 
 
 @pytest.mark.parametrize(("end", "status"), [("stop", "STOPPED"), ("kill", "ERROR")])
