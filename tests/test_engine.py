@@ -211,6 +211,23 @@ def test_openvino_is_for_a_cpu() -> None:
         Engine("openvino").chosen(torch.device("cuda"))
 
 
+TELL_NOBODY = """
+import multiprocessing, sys
+import torch
+from scripts.engine import Engine
+
+with torch.no_grad():
+    Engine("openvino")(torch.nn.Conv3d(1, 1, 1).eval(), torch.ones(1, 1, 4, 4, 4))
+told = [name for name in sys.modules if name.startswith("openvino_telemetry.")]
+assert not told and not multiprocessing.active_children(), told
+"""
+
+
+def test_openvino_tells_nobody_of_its_use(bundle_root: Path) -> None:
+    """It would, in a process that it forks; where there is no network, a training then never ended."""
+    subprocess.run([sys.executable, "-c", TELL_NOBODY], cwd=bundle_root, check=True, timeout=120)
+
+
 SIGNAL_AFTER_OPENVINO = """
 import signal, subprocess, sys
 import torch

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 import logging
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -121,8 +122,7 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
     """
     if importlib.util.find_spec("openvino") is None:
         raise ImportError('engine "openvino": the package openvino is not installed; install it, or use "torch".')
-    import openvino
-
+    openvino = _silent_openvino()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes are fixed here: those of the examples
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -170,6 +170,18 @@ def _openvino_stages(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]
     return run_all
 
 
+def _silent_openvino() -> Any:
+    """The package without the one by which it tells its maker of every use, in a process that it forks for it.
+
+    A scan's machine tells nobody anything; and that process, which inherits the training's handlers of signals, does not
+    end where there is no network. Without the package openvino uses a stub of its own.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 @functools.cache
 def _core() -> Any:
     """OpenVINO's core, kept to the end of the process, also where this module is unloaded before.
@@ -177,9 +189,7 @@ def _core() -> Any:
     With the last core its CPU plugin goes, and with that the stack that it has set for signals: the next signal, such
     as a child process's end, then crashes the process.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _silent_openvino().Core()
     atexit.register(lambda: core)
     return core
 
