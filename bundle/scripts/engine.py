@@ -173,8 +173,8 @@ def _openvino_stages(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]
 def _silent_openvino() -> Any:
     """The package without the one by which it tells its maker of every use, in a process that it forks for it.
 
-    A scan's machine tells nobody anything; and that process, which inherits the training's handlers of signals, does not
-    end where there is no network. Without the package openvino uses a stub of its own.
+    A scan's machine tells nobody anything; and that process, which inherits the training's handlers of signals, does
+    not end where there is no network. Without the package openvino uses a stub of its own.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
