@@ -7,10 +7,6 @@ refuses is in test_app_server.py.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 import zlib
@@ -23,12 +19,13 @@ import pytest
 import requests
 import SimpleITK as sitk
 from monailabel.client.client import MONAILabelClient
+from running import free_port, running
 
 from scripts.data.phantom import make_phantom
 
 ROOT = Path(__file__).parents[1]
 ODD = "phantom (1) [left]_T2"  # spaces and brackets, as clinics name files
-UP_SECONDS, ANSWER_SECONDS = 120, 120
+ANSWER_SECONDS = 120
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
 
 
@@ -36,12 +33,6 @@ def save(folder: Path, name: str, seed: int, modality: str = "T2") -> Path:
     phantom = make_phantom(seed)
     nib.save(nib.Nifti1Image(np.rint(phantom.images[modality]).astype(np.int16), phantom.affine), folder / name)
     return folder / name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +45,19 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server_process():
-    """The server's process, once `server` has started it."""
-    return []
+def server_process(store, tmp_path_factory):
+    """A server over the store, and its address; the demonstration weights are allowed."""
+    port = str(free_port())
+    command = [sys.executable, "-W", "ignore", "-m", "monailabel_app", "--studies", str(store), "--port", port]
+    command += ["--conf", "allow_demo_weights", "true", "--conf", "versions", str(tmp_path_factory.mktemp("versions"))]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, url, tmp_path_factory.mktemp("log") / "server.log", cwd=ROOT) as process:
+        yield process, url
 
 
 @pytest.fixture(scope="module")
-def server(store, server_process, tmp_path_factory):
-    """The address of a server over the store; the demonstration weights are allowed."""
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
-    command = [sys.executable, "-W", "ignore", "-m", "monailabel_app", "--studies", str(store), "--port", str(port)]
-    command += ["--conf", "allow_demo_weights", "true", "--conf", "versions", str(tmp_path_factory.mktemp("versions"))]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + UP_SECONDS
-    while True:
-        try:
-            requests.get(f"{url}/info/", timeout=5).raise_for_status()
-            break
-        except requests.RequestException:
-            if process.poll() is not None or time.monotonic() > end:
-                process.kill()
-                pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.2)
-    server_process.append(psutil.Process(process.pid))
-    yield url
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+def server(server_process):
+    return server_process[1]
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ import pytest
 import SimpleITK as sitk
 from dicomweb_client import DICOMwebClient
 from made_dicom import MadeSeries, make_affine, make_voxels, write_enhanced, write_series
-from made_orthanc import free_port, orthanc_missing, running_orthanc
+from made_orthanc import orthanc_missing, running_orthanc
 from monailabel.datastore.utils.convert import dicom_seg_to_itk_image
 from numpy.typing import NDArray
+from running import free_port
 
 from monailabel_app import dicom_store
 from monailabel_app.dicom_seg import dicom_seg, finding_of

@@ -49,6 +49,7 @@ from monailabel.client import MONAILabelClient
 from monailabel.config import settings
 from monailabel.interfaces.utils import app as app_cache
 from monailabel.utils.async_tasks import task as async_task
+from running import free_port
 
 from monailabel_app import confine, privacy, proxy, routes_store
 from monailabel_app.errors import Busy, InputError, NotFound
@@ -188,13 +189,6 @@ def scan(path: Path, *, label: bool = False) -> Path:
     voxels[4:8, 4:8, 4:8] = 1000
     nib.save(nib.Nifti1Image((voxels > 500).astype(np.uint8) if label else voxels, np.diag([1.0, 1.0, 5.0, 1.0])), path)
     return path
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_for(url: str, seconds: float, **options: Any) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
-from test_app_client import free_port, save
+from running import free_port, running
+from test_app_client import save
 
 from monailabel_app.infer import TISSNetInferTask
 from monailabel_app.served import ServedBundle
@@ -57,18 +56,8 @@ def stock(request, bundle_root, tmp_path_factory):
     (folder / "store").mkdir()
     save(folder / "store", f"{IMAGE}.nii.gz", 1)
     port = free_port()
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "monailabel.main",
-        "start_server",
-        "--app",
-        str(app),
-        "--host",
-        "127.0.0.1",
-    ]
+    command = [sys.executable, "-W", "ignore", "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--host", "127.0.0.1"]
     command += ["--studies", str(folder / "store"), "--port", str(port)]
     conf = ["zoo_source", "local", "sam2", "false", *OPTIONS[request.param]]
     for key, value in zip(conf[::2], conf[1::2], strict=True):
@@ -76,22 +65,9 @@ def stock(request, bundle_root, tmp_path_factory):
     (folder / "shim").mkdir()
     (folder / "shim" / "sitecustomize.py").write_text(SHIM)  # for the server and its background tasks
     env = os.environ | {"PYTHONPATH": str(folder / "shim")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder, env=env
-        )
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    while True:
-        try:
-            requests.get(f"{url}/info/", timeout=5).raise_for_status()
-            break
-        except requests.RequestException:
-            if process.poll() is not None or time.monotonic() > end:
-                process.kill()
-                pytest.fail((folder / "log").read_text()[-3000:])
-            time.sleep(0.5)
-    yield url, folder / "store"
-    os.killpg(process.pid, signal.SIGKILL)
+    url = f"http://127.0.0.1:{port}"
+    with running(command, url, folder / "log", cwd=folder, env=env):
+        yield url, folder / "store"
 
 
 def test_the_mask_is_that_of_our_app_and_named_right(stock, bundle_root, tmp_path):
