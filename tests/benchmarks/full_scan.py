@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.data.datalist import load_datalist  # noqa: E402
 from scripts.data.phantom import SIZES, make_phantom  # noqa: E402
+from scripts.engine import Engine  # noqa: E402
 from scripts.inferer import FullScanInferer  # noqa: E402
 from scripts.networks.localizer import Localizer  # noqa: E402
 from scripts.outputs import CascadeOutput  # noqa: E402
@@ -128,6 +129,7 @@ def main() -> None:
         same.localizer = Localizer(config["source_channels"], pooling=pooling)
         same.localizer.unet = FineLogits(network)
         same.localize.roi_size = [n * p for n, p in zip(config["patch_size"], pooling, strict=True)]
+        same.localize.engine = Engine("torch")  # OpenVINO takes minutes to convert the cascade in one piece
         arms["same_weights"] = same
     config["localize"] = False
     config.parse(reset=True)
