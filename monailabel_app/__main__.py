@@ -59,7 +59,6 @@ def main(argv: list[str] | None = None) -> None:
         args.conf.append(("allow_demo_weights", "true"))
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # dcmqi
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(ROOT))
     sys.argv = ["monailabel", "start_server", "--app", str(APP), "--studies", studies]

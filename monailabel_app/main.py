@@ -24,7 +24,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.utils.others.generic import strtobool
 
 APP = Path(__file__).resolve().parent
-sys.path.insert(0, str(APP.parent)) if str(APP.parent) not in sys.path else None
+if str(APP.parent) not in sys.path:
+    sys.path.insert(0, str(APP.parent))
 
 from monailabel_app.batch import TISSNetBatchInferTask  # noqa: E402
 from monailabel_app.dicom_store import open_store  # noqa: E402

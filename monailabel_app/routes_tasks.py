@@ -181,9 +181,7 @@ def _attached(content: bytes, name: str, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"content-disposition": f'attachment; filename="{name}"'})
 
 
-def _start(
-    request: Request, method: str, asked: dict[str, Any], *, run_sync: bool, enqueue: bool = False
-) -> Callable[[], Any]:
+def _start(method: str, asked: dict[str, Any], *, run_sync: bool, enqueue: bool = False) -> Callable[[], Any]:
     """What starts one of MONAI Label's background tasks; with `run_sync`, what waits for it."""
 
     def start() -> Any:
@@ -198,6 +196,34 @@ def _start(
 
 async def _run(request: Request, start: Callable[[], Any], run_sync: bool) -> Any:
     return await (request.app.state.synchronous.run(start) if run_sync else run_in_threadpool(start))
+
+
+def _of_each(kind: str, body: Mapping[str, Any], checks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of every task of a kind, which the body has under its name.
+
+    Raises:
+        InputError: a name that is none of them, or options that one of them does not take.
+    """
+    attribute, called = TASKS[kind]
+    known = dict(getattr(app_instance(), attribute))
+    if set(body) - set(known) - set(DROPPED):
+        raise InputError(f"There is no {called} of such a name: expected {', '.join(known) or 'none: it has none'}.")
+    asked = {}
+    for name, task in known.items():
+        options = body.get(name) or {}
+        if not isinstance(options, dict):
+            raise InputError(f"The options of {name} are not an object of names and values.")
+        asked[name] = clean_options(options, config_of(task), checks)
+    return asked
+
+
+async def _run_each(request: Request, method: str, asked: Mapping[str, dict[str, Any]], run_sync: bool) -> Any:
+    """Starts one task after the other; they run in this order."""
+    result = {}
+    for name, options in asked.items():
+        start = _start(method, options, run_sync=run_sync, enqueue=True)
+        result[name] = {"result": await _run(request, start, run_sync), "detail": None}
+    return result
 
 
 def _shown(task: Any) -> Any:
@@ -242,7 +268,7 @@ async def batch(
     """Runs a model over the store, in the background."""
     options = clean_options(body, config_of(task_of("model", model)), BATCH)
     asked = {"images": images} | BATCH_DEFAULTS | options | {"model": model, "logging": "WARNING"}
-    return await _run(request, _start(request, "batch_infer", asked, run_sync=run_sync), run_sync)
+    return await _run(request, _start("batch_infer", asked, run_sync=run_sync), run_sync)
 
 
 @router.delete("/batch/infer")
@@ -258,27 +284,16 @@ def train_status(all: bool = False, check_if_running: bool = False) -> Any:
 @router.post("/train/")
 async def train_all(request: Request, body: Body, run_sync: bool = False) -> Any:
     """Trains every model, one after the other, each with the options that the body has under its name."""
-    trainers = dict(app_instance()._trainers)
-    if unknown := set(body) - set(trainers) - set(DROPPED):
-        raise InputError(f"{len(unknown)} of the named models cannot be trained: expected {', '.join(trainers)}.")
-    asked = {}
-    for model, trainer in trainers.items():
-        options = body.get(model) or {}
-        if not isinstance(options, dict):
-            raise InputError(f"The options of {model} are not an object of names and values.")
-        asked[model] = clean_options(options, config_of(trainer), TRAINING) | {"model": model}
-    result = {}
-    for model, options in asked.items():
-        start = _start(request, "train", options, run_sync=run_sync, enqueue=True)
-        result[model] = {"result": await _run(request, start, run_sync), "detail": None}
-    return result
+    asked = _of_each("trainer", body, TRAINING)
+    every = {name: options | {"model": name} for name, options in asked.items()}
+    return await _run_each(request, "train", every, run_sync)
 
 
 @router.post("/train/{model}")
 async def train(request: Request, model: str, body: Body, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Trains one model, in the background."""
     options = clean_options(body, config_of(task_of("trainer", model)), TRAINING)
-    start = _start(request, "train", options | {"model": model}, run_sync=run_sync, enqueue=enqueue)
+    start = _start("train", options | {"model": model}, run_sync=run_sync, enqueue=enqueue)
     return await _run(request, start, run_sync)
 
 
@@ -295,25 +310,16 @@ def scoring_status(all: bool = False, check_if_running: bool = False) -> Any:
 @router.post("/scoring/")
 async def score_all(request: Request, body: Body, run_sync: bool = False) -> Any:
     """Runs every way of scoring, each with the options that the body has under its name."""
-    methods = dict(app_instance()._scoring_methods)
-    if set(body) - set(methods) - set(DROPPED):
-        raise InputError(f"There is no such way of scoring: expected {', '.join(methods) or 'none'}.")
-    result = {}
-    for method, task in methods.items():
-        options = body.get(method) or {}
-        if not isinstance(options, dict):
-            raise InputError(f"The options of {method} are not an object of names and values.")
-        asked = clean_options(options, config_of(task), SCORING) | {"method": method}
-        start = _start(request, "scoring", asked, run_sync=run_sync, enqueue=True)
-        result[method] = {"result": await _run(request, start, run_sync), "detail": None}
-    return result
+    asked = _of_each("scoring", body, SCORING)
+    every = {name: options | {"method": name} for name, options in asked.items()}
+    return await _run_each(request, "scoring", every, run_sync)
 
 
 @router.post("/scoring/{method}")
 async def score(request: Request, method: str, body: Body, run_sync: bool = False) -> Any:
     """Compares labels of the store, in the background."""
     options = clean_options(body, config_of(task_of("scoring", method)), SCORING)
-    start = _start(request, "scoring", options | {"method": method}, run_sync=run_sync)
+    start = _start("scoring", options | {"method": method}, run_sync=run_sync)
     return await _run(request, start, run_sync)
 
 

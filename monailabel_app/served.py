@@ -28,8 +28,7 @@ from monailabel_app.errors import InputError
 logger = logging.getLogger(__name__)
 
 CODE = "scripts"  # the module of every bundle: only that of one bundle is loaded at a time
-BACKGROUND = -1.0  # of the bundle's normalized images
-HEAD = -0.8  # of those intensities: above, it is no noise of the air
+HEAD = -0.8  # of the bundle's normalized images, -1 to 1: above, it is no noise of the air
 BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
 CUT_OFF = 0.05  # of its largest sagittal section: a head that has more in an outermost plane goes on beyond it
 LOOKED_AT = 128  # planes along each axis that suffice to find the middle

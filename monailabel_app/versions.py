@@ -75,11 +75,10 @@ def place(weights: Path, into: Path, *, localizer: Path | None = None) -> Path:
         into: the folder, made where it is missing.
         localizer: localizer.pt of the weights that these were trained from.
     """
-    (into / LOCALIZER.parent).mkdir(parents=True, exist_ok=True) if localizer else into.mkdir(
-        parents=True, exist_ok=True
-    )
+    into.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, into / WEIGHTS)
     if localizer is not None:
+        (into / LOCALIZER).parent.mkdir(exist_ok=True)
         shutil.copyfile(localizer, into / LOCALIZER)
         _write_json((into / LOCALIZER).with_suffix(".json"), {"weights_sha256": sha256(into / WEIGHTS)})
     return into / WEIGHTS

@@ -180,10 +180,8 @@ def _start_server(arguments: argparse.Namespace, dicomweb: str, work: Path, log:
     command += ["--conf", "models", "tissnet_vs", "--conf", "allow_demo_weights", "true"]
     if arguments.uvicorn_app:
         command += ["--uvicorn_app", arguments.uvicorn_app]
-    scripts = str(Path(sys.executable).parent)  # dcmqi's converters
     environment = {
         **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality":"MR"}',
