@@ -41,8 +41,10 @@ from monailabel_app.train import TISSNetTrainTask  # noqa: E402
 logger = logging.getLogger(__name__)
 
 NAMES = ("tissnet_vs", "tissnet_glioma")
-GLIOMA_OVERRIDE = "configs/glioma.yaml"
-GLIOMA_WEIGHTS = "models/glioma/model.pt"
+# The repository's bundle as the glioma one; a released glioma bundle needs none of this.
+GLIOMA_OVERRIDES = ("configs/glioma.yaml", "configs/glioma_2mm.yaml")
+GLIOMA_METADATA = "configs/metadata_glioma.yaml"
+GLIOMA_MODELS = "models/glioma"
 
 
 class TISSNetApp(MONAILabelApp):
@@ -84,17 +86,20 @@ class TISSNetApp(MONAILabelApp):
         allowed = bool(strtobool(conf.get("allow_demo_weights", "false")))
         models = {}
         for wanted in (part.strip() for part in (conf.get("models") or NAMES[0]).split(",")):
-            name, folder, overrides, weights = wanted, bundle, [], None
+            name, folder = wanted, bundle
+            options: dict[str, Any] = {}
             if wanted == "tissnet_glioma":
-                overrides = [bundle / GLIOMA_OVERRIDE]
-                weights = Path(conf.get("weights_glioma") or bundle / GLIOMA_WEIGHTS)
+                options["overrides"] = [bundle / file for file in GLIOMA_OVERRIDES]
+                options["metadata"] = [bundle / GLIOMA_METADATA]
+                options["models"] = GLIOMA_MODELS
+                options["weights"] = Path(conf["weights_glioma"]) if conf.get("weights_glioma") else None
             elif wanted not in NAMES and Path(wanted).is_dir():
                 name, folder = Path(wanted).resolve().name, Path(wanted)
             elif wanted not in NAMES:
                 raise ValueError(f"no model {wanted!r}: expected {', '.join(NAMES)}, or the folder of a bundle.")
             if name in models:
                 raise ValueError(f"two models are named {name}: give the folder of one of them another name.")
-            served = ServedBundle(name, folder, overrides=overrides, weights=weights, fine_tuned=fine_tuned)
+            served = ServedBundle(name, folder, fine_tuned=fine_tuned, **options)
             if served.demonstration and not allowed:
                 raise ValueError(
                     f"model {name}: {DEMONSTRATION} They are not served unless the server is started with "

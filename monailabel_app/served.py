@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import math
 import sys
@@ -67,7 +66,9 @@ class ServedBundle:
         name: the model's name in the app.
         folder: the bundle's root.
         overrides: further configs over inference.json, such as the glioma task's.
-        weights: released weights, a state dict; models/model.pt where left out.
+        metadata: further metadata over configs/metadata.json, such as the glioma task's.
+        models: folder of the released weights, which the metadata call models/.
+        weights: other weights, a state dict; models/model.pt where left out.
         fine_tuned: folder of fine-tuned weights, see `versions.py`; None where only released ones are served.
 
     Raises:
@@ -83,28 +84,32 @@ class ServedBundle:
         folder: Path,
         *,
         overrides: Sequence[Path] = (),
+        metadata: Sequence[Path] = (),
+        models: str = "models",
         weights: Path | None = None,
         fine_tuned: Path | None = None,
     ) -> None:
         self.name = name
         self.folder = folder.resolve()
         self.config_files = [self.folder / "configs" / "inference.json", *overrides]
-        self.released_weights = (weights or self.folder / "models" / "model.pt").resolve()
+        models_folder = self.folder / models
+        self.released_weights = (weights or models_folder / "model.pt").resolve()
         self.fine_tuned = fine_tuned
-        for file in (*self.config_files, self.folder / "configs" / "metadata.json", self.released_weights):
+        metadata_files = [self.folder / "configs" / "metadata.json", *metadata]
+        for file in (*self.config_files, *metadata_files, self.released_weights):
             if not file.is_file():
                 raise FileNotFoundError(f"model {name}: no {file}: expected a bundle with its configs and weights.")
-        metadata = json.loads((self.folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        self.released_version = str(metadata["version"])
+        described = ConfigParser.load_config_files([str(file) for file in metadata_files])
+        self.released_version = str(described["version"])
         self.not_served = ""  # why promoted weights are not, for the reply
-        self._check_released(metadata)
+        self._check_released(described, models_folder)
         self._load(self._chosen())
 
-    def _check_released(self, metadata: Mapping[str, Any]) -> None:
+    def _check_released(self, metadata: Mapping[str, Any], models: Path) -> None:
         """Compares the weights with the metadata's sha256, and reads there whether they are a demonstration."""
         known = metadata.get("weights_sha256", {})
-        inside = self.released_weights.is_relative_to(self.folder)
-        file = self.released_weights.relative_to(self.folder).as_posix() if inside else ""
+        inside = self.released_weights.is_relative_to(models)
+        file = f"models/{self.released_weights.relative_to(models).as_posix()}" if inside else ""
         self.released_sha256 = found = versions.sha256(self.released_weights)
         if file in known and known[file] != found:
             raise ValueError(

@@ -19,12 +19,15 @@ import torch
 
 from scripts.data.record import sha256
 from scripts.data.wholefile import whole_file
+from scripts.released import enter_weights
 
 logger = logging.getLogger(__name__)
 
 
 def export(run: Path, output: Path, *, localizes: Path | None = None) -> int:
     """Writes the run's best weights in half precision, in one step; returns the file's size in bytes.
+
+    What replaces weights in the bundle's models/ is entered into its metadata, see `released.enter_weights`.
 
     Args:
         run: folder of a run, with checkpoints/best.pt, a network's state dict.
@@ -56,6 +59,10 @@ def export(run: Path, output: Path, *, localizes: Path | None = None) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as partial:
         torch.save(half, partial)
+    if enter_weights(output):
+        logger.info(
+            "configs/metadata.json has its sha256 now; name, description and results there are still the old ones."
+        )
     if localizes is not None:
         with whole_file(output.with_suffix(".json")) as partial:
             partial.write_text(json.dumps({"weights_sha256": sha256(localizes)}) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scripts.distributed import average_gradients, global_mean, share_weights
+from scripts.released import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -335,10 +336,12 @@ def load_weights(network: nn.Module, *, path: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or holds another network's weights.
+        ValueError: the file cannot be read, holds another network's weights, or lies in the bundle's models/ and is not
+            what its metadata name.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: expected the best.pt of a run, or a released model.pt.")
+    check_weights(Path(path))
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
