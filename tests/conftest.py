@@ -6,7 +6,10 @@ pytest's temporary folders.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,13 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from scripts.assemble import prepare_source
 from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
 from scripts.data.phantom import make_phantom
+from scripts.release import RELEASES, release
 
 TESTS = Path(__file__).parent
 BUNDLE_ROOT = TESTS.parent / "bundle"
 CONFIGS = BUNDLE_ROOT / "configs"
 FIXTURE = TESTS / "data" / "Task01_BrainTumour"
+RELEASE_READS = ("CHANGELOG.md", "requirements.txt", ".gitignore")  # of the repository, besides bundle/
 
 # Voxels, mm, and the tumor's diameter in mm; the grids are as small as the debug patches allow.
 PHANTOMS = {
@@ -151,3 +156,35 @@ def messages_of() -> Callable[[BaseException], str]:
         return text if error.__cause__ is None else f"{text}\n{chain(error.__cause__)}"
 
     return chain
+
+
+@pytest.fixture(scope="session")
+def repository_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this working copy would commit, as a committed repository of its own; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("released") / "repository"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "bundle", *RELEASE_READS],
+        cwd=TESTS.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (TESTS.parent / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(TESTS.parent / name, folder / name)
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+    for arguments in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "as it is")):
+        subprocess.run(["git", *identity, *arguments], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def released(repository_copy: Path) -> Path:
+    """Folder with both released bundles, unpacked; the archives lie beside it. Not to be changed by a test."""
+    dist = repository_copy.parent / "dist"
+    version = json.loads((repository_copy / "bundle/configs/metadata.json").read_text(encoding="utf-8"))["version"]
+    for task in RELEASES:
+        archive = release(task, version, dist, bundle=repository_copy / "bundle")
+        shutil.unpack_archive(archive, dist / "unpacked")
+    return dist / "unpacked"

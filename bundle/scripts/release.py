@@ -94,7 +94,7 @@ RELEASES = {
 }
 
 
-def release(task: str, version: str, output: Path, *, bundle: Path = BUNDLE, assets_url: str | None = None) -> Path:
+def release(task: str, version: str, output: Path, *, bundle: Path, assets_url: str | None = None) -> Path:
     """Writes the archive of a task, its .sha256, and large_files.yml where it is wanted; returns the archive's path.
 
     Args:
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
-        archive = release(args.task, args.version, args.output, assets_url=args.assets_url)
+        archive = release(args.task, args.version, args.output, bundle=BUNDLE, assets_url=args.assets_url)
     except (FileNotFoundError, ValueError) as error:
         logger.error("%s", error)
         return 1
