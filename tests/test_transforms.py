@@ -21,6 +21,7 @@ from scripts.transforms import (
     AddRefinedd,
     CropAroundTumord,
     FillTargetd,
+    FindSiblingsd,
     LoadScansd,
     NameByCased,
     NormalizeForegroundd,
@@ -514,6 +515,22 @@ def test_scans_of_a_case_become_channels_in_order(tmp_path: Path) -> None:
     assert torch.equal(image[0], image[1])
     assert np.allclose(image.affine, np.diag([1.0, 1.0, 2.0, 1.0]))
     assert LoadScansd("image")({"image": files[0]})["image"].shape == (1, 5, 6, 7)
+
+
+@pytest.mark.parametrize("opened", ["T1", "ceT1", "T2"])
+def test_one_file_of_a_case_brings_its_siblings(tmp_path: Path, opened: str) -> None:
+    files = {name: write_scan(tmp_path / f"a_{name}.nii.gz") for name in ("T2", "T1", "ceT1", "FLAIR")}
+    write_scan(tmp_path / "b_T1.nii.gz")
+    found = FindSiblingsd("image", task="glioma")({"image": files[opened]})["image"]
+    assert found == [files[name] for name in ("T1", "ceT1", "T2")]
+    with pytest.raises(FileNotFoundError, match="case b lacks ceT1, T2"):
+        FindSiblingsd("image", task="glioma")({"image": str(tmp_path / "b_T1.nii.gz")})
+
+
+def test_lists_and_tasks_of_one_source_stay_as_they_are() -> None:
+    given = ["x/a.nii.gz", "y/b.nii.gz", "z/c.nii.gz"]
+    assert FindSiblingsd("image", task="glioma")({"image": given})["image"] == given
+    assert FindSiblingsd("image", task="vs")({"image": "x/any name.nii.gz"})["image"] == "x/any name.nii.gz"
 
 
 def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
 from scripts.data.checks import AIR_FRACTION, SKULL_STRIPPED_ZEROS
-from scripts.data.datalist import GRID_TOLERANCE_MM, corner_distance
+from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS, corner_distance
+from scripts.data.inputs import find_inputs
 from scripts.losses import refine
 
 PERCENTILES = (0.5, 99.5)
@@ -34,6 +35,29 @@ def _shared_trace(image: Any) -> MetaTensor:
     """Lets any instance of the traced transform's class invert the newest operation, not only the one that did it."""
     image.applied_operations[-1][TraceKeys.ID] = TraceKeys.NONE
     return image
+
+
+class FindSiblingsd(MapTransform):
+    """Finds the other scans of a case where one of them is given, for whoever has one file a case, as MONAI Label.
+
+    A path of a task with several source modalities becomes the list of them, by name: see `data.inputs.find_inputs`,
+    also for its errors. Lists, and tasks with one source modality, stay as they are.
+
+    Args:
+        keys: entries with a path or a list of paths.
+        task: a name in `data.datalist.TASKS`.
+    """
+
+    def __init__(self, keys: KeysCollection, *, task: str) -> None:
+        super().__init__(keys)
+        self.task = task
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if isinstance(d[key], str | Path) and len(TASKS[self.task].image) > 1:
+                d[key] = find_inputs(d[key], self.task)[0]["image"]
+        return d
 
 
 class LoadScansd(MapTransform):
