@@ -88,7 +88,7 @@ class Transcript:
         self.say(f"exit status {done.returncode}, {time.perf_counter() - started:.0f} s", done.returncode == expected)
 
 
-def steps(task: str, version: str, data: str) -> Iterator[str]:
+def steps(task: str, version: str, data: str, patch_size: list[int]) -> Iterator[str]:
     """The commands in the bundle's own folder, in a reader's order."""
     yield f"python -m scripts.prepare {data} --output data/{task}"
     train = f"--dataset_dir data/{task} --run_dir runs/{{}}"
@@ -113,7 +113,7 @@ def steps(task: str, version: str, data: str) -> Iterator[str]:
     yield f"python -m monai.bundle verify_net_in_out network_def {meta} {config}"
     weights = "--ckpt_file models/model.pt"
     yield f"python -m monai.bundle ckpt_export network_def --filepath models/model.ts {weights} {meta} {config}"
-    shape = f"[1,{len(SOURCES[task])},64,64,16]"
+    shape = str([1, len(SOURCES[task]), *patch_size]).replace(" ", "")
     onnx = f'--filepath eval/model.onnx --input_shape "{shape}"'
     yield f"python -m monai.bundle onnx_export network_def {onnx} {weights} {meta} {config}"
 
@@ -233,7 +233,8 @@ def main() -> int:
         bundle = work / BUNDLES[task]
         got = hashlib.sha256((work / f"{BUNDLES[task]}.zip").read_bytes()).hexdigest()
         transcript.say(f"sha256 of what came: {got}", got in archive.with_name(f"{archive.name}.sha256").read_text())
-        for command in steps(task, version, data):
+        patch_size = json.loads((bundle / "configs/inference.json").read_text())["patch_size"]
+        for command in steps(task, version, data, patch_size):
             if "inference.json --dataset_dir scans" in command:
                 scans_of_one_case(bundle, task)
             if "verify_metadata" in command:  # the schema lies on the internet; one that is there is not downloaded
