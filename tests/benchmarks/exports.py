@@ -69,7 +69,14 @@ def lacking(name: str, device: torch.device) -> str | None:
     if device.type not in needed.devices:
         return f"not on {device.type}, only on {needed.devices[0]}"
     missing = [package for package in needed.packages if importlib.util.find_spec(package) is None]
-    return f"{' and '.join(missing)} not installed" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    if name == "ONNX Runtime" and device.type == "cuda":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "onnxruntime-gpu not installed"
+    return None
 
 
 def command(file: str, folder: Path, input_shape: Sequence[int]) -> list[str]:
@@ -133,8 +140,7 @@ def openvino_core() -> Any:
 
 
 def read_config(bundle: Path) -> ConfigParser:
-    """The bundle's inference.json, whose `scripts` are importable from now on."""
-    sys.path.insert(0, str(bundle))
+    """The bundle's inference.json; its `scripts` have to be importable."""
     config = ConfigParser()
     config.read_config(str(bundle / "configs" / "inference.json"))
     return config
@@ -237,8 +243,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder to keep the exported files in")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if missing := [str(file) for file in [*(args.image or ()), args.label] if file and not file.is_file()]:
+        parser.error(f"no file {', '.join(missing)}")
     torch.backends.cudnn.allow_tf32 = False  # PyTorch in float32 is the reference
     bundle, device = args.bundle.resolve(), args.device
+    sys.path.insert(0, str(bundle))
     config = read_config(bundle)
     from scripts.trainer import load_weights
 
