@@ -14,7 +14,6 @@ device for is told.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import json
 import os
@@ -121,22 +120,16 @@ def load(name: str, folder: Path, device: torch.device) -> Forward:
         given = session.get_inputs()[0].name
         return lambda x: torch.from_numpy(session.run(None, {given: x.cpu().numpy()})[0]).to(device)
     if name.startswith("OpenVINO"):
+        from scripts.engine import _core  # tells nobody of its use, and is kept to the process's end
+
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         if name.endswith("float32"):
             settings["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = openvino_core().compile_model(file, "CPU", settings)
+        compiled = _core().compile_model(file, "CPU", settings)
         return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
     if name.startswith("TensorRT"):
         import torch_tensorrt  # noqa: F401 (brings the operations that the file holds)
     return torch.jit.load(str(file), map_location=device).eval()
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """Kept to the end of the process, see `scripts.engine`."""
-    import openvino
-
-    return openvino.Core()
 
 
 def read_config(bundle: Path) -> ConfigParser:
