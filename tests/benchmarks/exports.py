@@ -95,7 +95,7 @@ def command(file: str, folder: Path, input_shape: Sequence[int]) -> list[str]:
 
 
 def make(file: str, bundle: Path, folder: Path, input_shape: Sequence[int]) -> None:
-    """Makes one of the files, which is a failure of this program where it does not work."""
+    """Makes one of the files; RuntimeError, with what its command printed, where that fails."""
     arguments = command(file, folder, input_shape)
     sys.stdout.write(f"python -m {shlex.join(arguments)}\n")
     sys.stdout.flush()
