@@ -33,18 +33,9 @@ measured() { # measured NAME COMMAND...: a benchmark that writes $OUT/NAME.json,
   [ -e "$OUT/$1.json" ] || limited bench.log "$PY" "${@:2}" --json "$OUT/$1.json"
 }
 
-has() { # has MODULE...: whether python has them all
-  "$PY" -c 'import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))' "$@"
-}
-
 bundle() { # bundle LOG ENTRY NAME DATA CONFIG OVERRIDE...: run a config with its output in $RUNS/NAME
   (cd bundle && limited "$1.log" "$PY" -m monai.bundle run $2 --config_file "$5" --bundle_root . --dataset_dir "$4" \
     --run_dir "$RUNS/$3" "${@:6}")
-}
-
-exported() { # exported COMMAND OPTION...: one of monai.bundle's exports, for the training patch
-  (cd bundle && limited export.log "$PY" -m monai.bundle "$1" --net_id network_def --ckpt_file models/model.pt \
-    --meta_file configs/metadata.json --config_file configs/inference.json --input_shape "[1,1,128,128,16]" "${@:2}")
 }
 
 train() { # train NAME DATA CONFIG OVERRIDE...: resumed where it stopped, marked when complete
@@ -92,13 +83,7 @@ while [ $# -gt 0 ]; do
     whole_scan) measured whole_scan tests/benchmarks/bench_inference.py --device cuda --whole-scan ;;
     waiting) phantom; measured waiting tests/benchmarks/bench_step.py --device cuda --waiting "$RUNS/phantom" ;;
     growth) limited bench.log "$PY" tests/benchmarks/growth.py --device cuda --large --output "$OUT/growth" ;;
-    export) # the released weights by MONAI's own commands
-      if has onnx onnxscript; then
-        exported onnx_export --filepath "$OUT/model.onnx"
-      else echo "gpu.sh: no ONNX: onnx or onnxscript is not installed" >&2; fi
-      if has torch_tensorrt; then
-        exported trt_export --filepath "$OUT/model_trt.ts" --precision fp16 --dynamic_batchsize "[1,1,1]"
-      else echo "gpu.sh: no TensorRT: torch_tensorrt is not installed" >&2; fi ;;
+    export) limited export.log "$PY" -W ignore tests/benchmarks/exports.py --device cuda ;;
     pretrain_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN]" ;;
     train_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN]" --perceptor_path "$RUNS/pretrain_vs/checkpoints/best.pt" ;;
     localize_vs) phantom; train "$1" "$RUNS/phantom" "[$TRAIN,$PRETRAIN,$LOCALIZE]" ;;
