@@ -134,8 +134,8 @@ def test_torchscript_takes_any_size_and_onnx_the_window(files: Path) -> None:
     ("found", "problem"),
     [
         ([0.9, 0.9, 0.1, 0.1], None),
-        ([0.9, 0.896, 0.1, 0.1], None),
-        ([0.9, 0.89, 0.1, 0.1], "ONNX Runtime: the probability differs by 0.01 (allowed 0.005)"),
+        ([0.9, 0.881, 0.1, 0.1], None),
+        ([0.9, 0.87, 0.1, 0.1], "ONNX Runtime: the probability differs by 0.03 (allowed 0.02)"),
         ([float("nan"), 0.9, 0.1, 0.1], "ONNX Runtime: the probability differs by nan"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_disagreement_is_told(found: list[float], problem: str | None) -> None
 def test_other_masks_are_told_though_probabilities_hardly_differ() -> None:
     """At the threshold; and without any mask nothing was compared."""
     seconds = {PYTORCH: [1.0], "TorchScript": [1.0]}
-    predicted = torch.tensor([[0.5001, 0.5001], [0.5001, 0.4999]])
+    predicted = torch.tensor([[0.50001, 0.50001], [0.50001, 0.49999]])
     _, wrong = report(predicted, seconds, sizes=dict.fromkeys(seconds, 1.0), truth=None, least=0.5)
     assert len(wrong) == 1 and "Dice with PyTorch's mask 0.66667" in wrong[0]
     _, wrong = report(torch.zeros(2, 4), seconds, sizes=dict.fromkeys(seconds, 1.0), truth=None, least=0.5)
@@ -174,7 +174,7 @@ def test_tensorrt_agrees_with_pytorch_on_a_real_patient(bundle: Path, real_mri: 
     folder.mkdir()
     make(FORMATS[name].file, bundle, folder, [1, 3, *PATCH])
     config, runs = runs_of(bundle, folder, [name], cuda)
-    assert_agrees(compare(config, runs, sources(real_mri("glioma")), cuda), name, FORMATS[name].tolerance)
+    assert_agrees(compare(config, runs, sources(real_mri("glioma")), cuda), name, FORMATS[name].difference)
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_formats_agree_on_a_whole_real_patient(bundle: Path, files: Path) -> Non
     config, runs = runs_of(bundle, files, ON_A_CPU, CPU)
     compared = compare(config, runs, scans, CPU)
     for name in ON_A_CPU:
-        assert_agrees(compared, name, FORMATS[name].tolerance)
+        assert_agrees(compared, name, FORMATS[name].difference)
 
 
 @pytest.mark.slow
