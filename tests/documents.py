@@ -1,0 +1,113 @@
+"""Reads the project's documents: the commands a reader is asked to type, links, named files, options of tables.
+
+Documents are the Markdown files and the configs' own heads (comments of a .yaml, `_desc_` of a .json). Running the commands
+does not go here, see test_documents.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "bundle"
+CONFIGS = BUNDLE / "configs"
+
+PROGRAMS = "python|make|torchrun|bash|sha256sum|source|pip|curl|cat|cd|mv"
+COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:(?:\.\./)?\.venv/bin/)?(?:{PROGRAMS})\s+\S")
+# A fenced block with its language, or a span of code; a block without a language holds commands and comments alone.
+CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+IN_DESCRIPTION = re.compile(r"(?:python|torchrun) .*?(?=\. |: |\.$)")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with commands.
+
+    Args:
+        name: path from the project's root.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return ROOT / self.name
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return _read(self.path)
+
+    @property
+    def commands(self) -> list[str]:
+        """What a reader types, in order, without comments."""
+        if self.path.suffix == ".json":
+            return IN_DESCRIPTION.findall(json.loads(self.text).get("_desc_", ""))
+        if self.path.suffix == ".yaml":
+            return re.findall(r"^#   (\S.*)$", self.text, re.MULTILINE)
+        found: list[str] = []
+        for match in CODE.finditer(self.text):
+            language, block, span = match.groups()
+            if span is not None:
+                found += [span] if COMMAND.match(span) else []
+            elif not language:
+                found += [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
+        return [re.sub(r"\s+# .*$", "", line) for line in found]
+
+
+@cache
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def documents() -> list[Document]:
+    """All of them; what lies in folders that git ignores, or is generated, is none."""
+    markdown = [
+        *ROOT.glob("*.md"),
+        *BUNDLE.glob("docs/*.md"),
+        *ROOT.glob("monailabel_app/*.md"),
+        *ROOT.glob("tests/**/*.md"),
+    ]
+    heads = [*CONFIGS.rglob("*.json"), *CONFIGS.rglob("*.yaml")]
+    return [Document(path.relative_to(ROOT).as_posix()) for path in sorted(markdown) + sorted(heads)]
+
+
+def config_files(command: str) -> list[str]:
+    """The files of a command's --config_file, as written; none where it has no such option."""
+    words = shlex.split(command)
+    if "--config_file" not in words:
+        return []
+    value = words[words.index("--config_file") + 1]
+    return ast.literal_eval(value) if value.startswith("[") else [value]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a Markdown text's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def named_files(text: str) -> set[str]:
+    """Files that a text names in code: everything with a folder of the project, or a config's name."""
+    spans = [span for _, block, span in CODE.findall(text) for span in (span, *block.split("\n"))]
+    found: set[str] = set()
+    for span in spans:
+        found |= set(re.findall(r"(?<![\w/.<>*-])[\w./-]+\.(?:py|sh|json|yaml|yml|md|pt|csv|conf|txt)(?![\w*<.])", span))
+    return found
+
+
+def table_options(text: str) -> set[str]:
+    """Options (`--x`) that stand in tables, without their dashes."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return {name for row in rows for span in re.findall(r"`([^`]+)`", row) for name in re.findall(r"--([\w#-]+)", span)}

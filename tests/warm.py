@@ -1,0 +1,110 @@
+"""Runs commands as `python -m` and `python FILE` do, each in a fresh process that has the heavy imports behind it.
+
+Started as a process: it imports torch, MONAI and what else is slow and not ours, then forks once for every command (a line of
+JSON on stdin, the exit status on stdout). Nothing of the project is imported before the fork and nothing is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+
+class Warm:
+    """The process that forks, from here; a context manager."""
+
+    def __enter__(self) -> Warm:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill() if error else self.process.communicate()
+
+    def run(
+        self, arguments: Sequence[str], cwd: Path, log: Path, seconds: float, environment: Mapping[str, str]
+    ) -> int:
+        """The exit status of a command.
+
+        Args:
+            arguments: what stands behind `python`: "-m", a module and its arguments, or a file and its arguments.
+            cwd: where it runs.
+            log: file that its output is appended to.
+            seconds: how long it may take.
+            environment: variables beside those of this process.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        told = {"arguments": list(arguments), "cwd": str(cwd), "log": str(log), "environment": dict(environment)}
+        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            self.process.kill()
+            raise TimeoutError(f"{' '.join(arguments)}: longer than {seconds:g} s")
+        return int(self.process.stdout.readline())
+
+
+def _import_what_is_slow() -> None:
+    import ignite.engine  # noqa: F401
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot  # noqa: F401
+    import monai.bundle  # noqa: F401
+    import pandas  # noqa: F401
+    import pydicom  # noqa: F401
+    import scipy.ndimage  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import SimpleITK  # noqa: F401
+    import skimage.measure  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+
+def _become(arguments: list[str], cwd: str, log: str, environment: dict[str, str]) -> None:
+    """In the forked process: what python does with its arguments."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, file in ((0, nothing), (1, output), (2, output)):
+        os.dup2(file, number)
+    os.environ.update(environment)
+    os.chdir(cwd)
+    if arguments[0] == "-m":
+        sys.path[0] = cwd
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(arguments[0]).resolve().parent)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def main() -> None:
+    """Forks for every line until stdin ends."""
+    _import_what_is_slow()
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if child == 0:
+            _become(**json.loads(line))
+            sys.exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
