@@ -20,8 +20,8 @@ CONFIGS = BUNDLE / "configs"
 
 PROGRAMS = "python|make|torchrun|bash|sha256sum|source|pip|curl|cat|cd|mv"
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:(?:\.\./)?\.venv/bin/)?(?:{PROGRAMS})\s+\S")
-# A fenced block with its language, or a span of code; a block without a language holds commands and comments alone.
-CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+# A fenced block with its language, a span of code, or a heading; a block without a language holds commands and comments alone.
+CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`|^(## )", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IN_DESCRIPTION = re.compile(r"(?:python|torchrun) .*?(?=\. |: |\.$)")
 
@@ -50,20 +50,27 @@ class Document:
         return _read(self.path)
 
     @property
-    def commands(self) -> list[str]:
-        """What a reader types, in order, without comments."""
+    def sections(self) -> list[list[str]]:
+        """What a reader types, in order, without comments: the commands of each section (`##`)."""
         if self.path.suffix == ".json":
-            return IN_DESCRIPTION.findall(json.loads(self.text).get("_desc_", ""))
+            return [IN_DESCRIPTION.findall(json.loads(self.text).get("_desc_", "") + " ")]
         if self.path.suffix == ".yaml":
-            return re.findall(r"^#   (\S.*)$", self.text, re.MULTILINE)
-        found: list[str] = []
-        for match in CODE.finditer(self.text):
-            language, block, span = match.groups()
-            if span is not None:
-                found += [span] if COMMAND.match(span) else []
+            return [re.findall(r"^#   (\S.*)$", self.text, re.MULTILINE)]
+        found: list[list[str]] = [[]]
+        for language, block, span, heading in CODE.findall(self.text):
+            if heading:
+                found.append([])
+            elif span:
+                found[-1] += [span] if COMMAND.match(span) else []
             elif not language:
-                found += [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
-        return [re.sub(r"\s+# .*$", "", line) for line in found]
+                lines = [re.sub(r"(^|\s+)# .*$", "", line) for line in block.splitlines()]
+                found[-1] += [line for line in lines if line.strip()]
+        return found
+
+    @property
+    def commands(self) -> list[str]:
+        """Those of all sections."""
+        return [command for section in self.sections for command in section]
 
 
 @cache
@@ -100,7 +107,7 @@ def anchors(text: str) -> set[str]:
 
 def named_files(text: str) -> set[str]:
     """Files that a text names in code: everything with a folder of the project, or a config's name."""
-    spans = [span for _, block, span in CODE.findall(text) for span in (span, *block.split("\n"))]
+    spans = [part for _, block, span, _ in CODE.findall(text) for part in (span, *block.splitlines())]
     found: set[str] = set()
     for span in spans:
         found |= set(re.findall(r"(?<![\w/.<>*-])[\w./-]+\.(?:py|sh|json|yaml|yml|md|pt|csv|conf|txt)(?![\w*<.])", span))
