@@ -1,7 +1,7 @@
 """Reads the project's documents: the commands a reader is asked to type, links, named files, options of tables.
 
-Documents are the Markdown files and the configs' own heads (comments of a .yaml, `_desc_` of a .json). Running the commands
-does not go here, see test_documents.py.
+Documents are the Markdown files and the configs' own heads (comments of a .yaml, `_desc_` of a .json). Running the
+commands does not go here, see test_documents.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONFIGS = BUNDLE / "configs"
 
 PROGRAMS = "python|make|torchrun|bash|sha256sum|source|pip|curl|cat|cd|mv"
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:(?:\.\./)?\.venv/bin/)?(?:{PROGRAMS})\s+\S")
-# A fenced block with its language, a span of code, or a heading; a block without a language holds commands and comments alone.
+# A fenced block with its language, a span of code, or a heading; a block without a language holds commands, comments.
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`|^(## )", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IN_DESCRIPTION = re.compile(r"(?:python|torchrun) .*?(?=\. |: |\.$)")
@@ -99,6 +99,11 @@ def config_files(command: str) -> list[str]:
     return ast.literal_eval(value) if value.startswith("[") else [value]
 
 
+def links(text: str) -> list[str]:
+    """A Markdown text's links to files and headings; none to other sites."""
+    return [link for link in LINK.findall(text) if not link.startswith(("http://", "https://"))]
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a Markdown text's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
@@ -106,15 +111,12 @@ def anchors(text: str) -> set[str]:
 
 
 def named_files(text: str) -> set[str]:
-    """Files that a text names in code: everything with a folder of the project, or a config's name."""
-    spans = [part for _, block, span, _ in CODE.findall(text) for part in (span, *block.splitlines())]
-    found: set[str] = set()
-    for span in spans:
-        found |= set(re.findall(r"(?<![\w/.<>*-])[\w./-]+\.(?:py|sh|json|yaml|yml|md|pt|csv|conf|txt)(?![\w*<.])", span))
-    return found
+    """Files that a text names in code and that are neither patterns nor addresses."""
+    name = re.compile(r"(?<![\w/.<>*{}-])[\w./-]+\.(?:py|sh|json|yaml|yml|md|pt|csv|conf|txt)(?![\w*<.])")
+    return {file for _, block, span, _ in CODE.findall(text) for file in name.findall(f"{block}\n{span}")}
 
 
-def table_options(text: str) -> set[str]:
-    """Options (`--x`) that stand in tables, without their dashes."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return {name for row in rows for span in re.findall(r"`([^`]+)`", row) for name in re.findall(r"--([\w#-]+)", span)}
+def named_options(text: str) -> set[str]:
+    """Options (`--x`) that a text or its tables name outside of commands, without their dashes."""
+    spans = [span for _, _, span, _ in CODE.findall(text) if not COMMAND.match(span)]
+    return {name for span in spans for name in re.findall(r"(?<!\S)--([\w#-]+)", span)}

@@ -1,8 +1,8 @@
 """Every command in every document, as printed and in the order of the text, on made data; links, files and options too.
 
 A command that is found is run: there is no list of commands to run, only ELSEWHERE of those that are not, each with its
-reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. How a document is read is in
-documents.py. Commands that take several processes, servers and whole documents of experiments are marked slow.
+reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. Commands that take several
+processes, servers and whole documents of experiments are marked slow. How a document is read is in documents.py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,25 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from documents import BUNDLE, CONFIGS, ROOT, Document, anchors, config_files, documents, named_files, table_options
+from documents import (
+    BUNDLE,
+    CONFIGS,
+    ROOT,
+    Document,
+    anchors,
+    config_files,
+    documents,
+    links,
+    named_files,
+    named_options,
+)
 from made_tcia import MadePatient, write_patient
 from monai.bundle import ConfigParser
 from running import free_port, running
 from warm import Warm
 
 from monailabel_app import versions
-from scripts.data.datalist import load_datalist
+from scripts.data.datalist import SECTIONS, load_datalist
 from scripts.data.record import sha256
 from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
@@ -45,6 +56,7 @@ PATIENTS = 4
 
 INSTALLS = "installs packages for minutes; every test here needs them to be there"
 GPU = "needs a GPU, and up to an hour on it"
+BENCH_INFERENCE = "python ../tests/benchmarks/bench_inference.py"
 ELSEWHERE = {
     "make setup": INSTALLS,
     "python -m venv .venv": INSTALLS,
@@ -57,9 +69,10 @@ ELSEWHERE = {
     'make serve STUDIES=http://127.0.0.1:8042/dicom-web SERVE_OPTIONS="--models BUNDLE"': (
         "needs Orthanc: test_app_dicom.py::test_server_of_an_archive"
     ),
-    'python ../tests/benchmarks/bench_inference.py --crop 128 128 16 --arms "OpenVINO int8" "engine, as inference.json"': (
+    f'{BENCH_INFERENCE} --crop 128 128 16 --arms "OpenVINO int8" "engine, as inference.json"': (
         "needs nncf, which is not among the requirements"
     ),
+    f"{BENCH_INFERENCE} --whole-scan": "5 minutes; takes the released weights, whose networks cannot be made small",
     "cat train_vs.pt.* > train_vs.pt": "joins what gpu.sh left on a GPU",
     "sha256sum -c --ignore-missing weights.sha256": "checks what gpu.sh left on a GPU",
     **{
@@ -89,7 +102,7 @@ GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]"}  # of the made scans, abou
 TINY_PHANTOMS = {"--training": 1, "--validation": 1, "--testing": 1}
 TINY_BENCHMARK = {
     "full_scan.py": "--size small --cases 1",
-    "bench_step.py": "--features 4 4 8 8 8 --patch 32 32 8 --turns 1 --warm-up 0 --matrix 64 --discriminator-features 4",
+    "bench_step.py": "--features 4 4 8 8 8 --discriminator-features 4 --patch 32 32 8 --turns 1 --warm-up 0 --matrix 64",
     "bench_inference.py": (
         "--features 4 4 8 8 8 --window 32 32 8 --crop 48 48 8 --scan 64 64 16 --turns 1 --warm-up 0 --matrix 64"
     ),
@@ -189,7 +202,12 @@ class Sandbox:
         with self.log.open("a") as log:
             started = [
                 subprocess.Popen(
-                    command, cwd=self.cwd, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | environment
+                    command,
+                    cwd=self.cwd,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | environment,
                 )
                 for command in commands
             ]
@@ -374,9 +392,11 @@ PLACES: dict[str, Callable[[Sandbox], Path | str]] = {
     "URL": lambda sandbox: f"file://{sandbox.place('RELEASED')}",
     "OUT": lambda sandbox: sandbox.folder / "OUT",
     "OUT_COHORT": lambda sandbox: sandbox.folder / "OUT_COHORT",
-    "RUN_DIR": lambda sandbox: sandbox.bundle / "runs" / f"vs_{'localizer' if 'localize' in str(sandbox.document) else 'tissnet'}",
+    "RUN_DIR": lambda sandbox: (
+        sandbox.bundle / "runs" / f"vs_{'localizer' if 'localize' in str(sandbox.document) else 'tissnet'}"
+    ),
     "HOST": lambda sandbox: "127.0.0.1",
-    "FILE": lambda sandbox: write_weights(sandbox.folder / "FILE", "glioma"),
+    "FILE": lambda sandbox: write_weights(sandbox.folder / "FILE", "glioma", pooling=(2, 2, 2)),  # cpu_2mm.yaml
 }
 
 
@@ -389,7 +409,7 @@ def copy_tree(source: Path, folder: Path, *, without: set[str]) -> None:
 
 
 def small(words: list[str], grid: str) -> list[str]:
-    """A command that takes seconds: the same files and options, with small networks, patches and numbers behind them."""
+    """A command that takes seconds: the same files and options, with small networks and numbers behind them."""
     words = list(words)
     if "--config_file" in words and "monai.bundle" in words:
         at = words.index("--config_file") + 1
@@ -420,15 +440,21 @@ def small(words: list[str], grid: str) -> list[str]:
     return words
 
 
-def write_weights(folder: Path, task: str) -> Path:
-    """Untrained networks of debug.yaml's size, in the layout of models/; returns the cascade's file."""
+def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | None = None) -> Path:
+    """Untrained networks of debug.yaml's size, in the layout of models/; returns the cascade's file.
+
+    Args:
+        folder: to write.
+        task: decides on the number of channels.
+        pooling: of the localizer, by default the task's.
+    """
     tiny = ConfigParser.load_config_file(str(CONFIGS / "debug.yaml"))
     torch.manual_seed(0)
-    channels, pooling = (3, (4, 4, 4)) if task == "glioma" else (1, (4, 4, 1))
+    channels, own = (3, (4, 4, 4)) if task == "glioma" else (1, (4, 4, 1))
     networks = {
         "model.pt": TISSNet(channels, features=tiny["features"]),
         "perceptor/perceptor.pt": UNet2d5(1, features=tiny["features"]),
-        "localizer/localizer.pt": Localizer(channels, pooling=pooling, features=tiny["localizer_features"]),
+        "localizer/localizer.pt": Localizer(channels, pooling=pooling or own, features=tiny["localizer_features"]),
     }
     for name, network in networks.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -439,7 +465,7 @@ def write_weights(folder: Path, task: str) -> Path:
 
 
 def released_glioma(bundle: Path, folder: Path) -> Path:
-    """The bundle as the glioma zip holds it: glioma in every config that has a key of glioma's overrides, its own card."""
+    """The bundle as the glioma zip holds it: every config that has a key of glioma's overrides has its value."""
     shutil.copytree(bundle, folder)
     own = ConfigParser.load_config_files([str(path) for path in sorted((folder / "configs").glob("glioma*.yaml"))])
     for path in (folder / "configs").glob("*.json"):
@@ -459,9 +485,7 @@ def warm() -> Iterator[Warm]:
 
 
 @pytest.fixture
-def sandbox(
-    tmp_path: Path, warm: Warm, request: pytest.FixtureRequest
-) -> Callable[[Document], Sandbox]:
+def sandbox(tmp_path: Path, warm: Warm, request: pytest.FixtureRequest) -> Callable[[Document], Sandbox]:
     """Makes the copy that a document's commands are typed in."""
     made = {"vs": "vs_data", "glioma": "glioma_data"}
     return lambda document: Sandbox(tmp_path, document, warm, lambda task: request.getfixturevalue(made[task]))
@@ -480,7 +504,7 @@ def type_all(document: Document, sandbox: Sandbox, leave_out: Callable[[str], bo
 
 
 def route_is_whole(sandbox: Sandbox) -> None:
-    """The route of data.md: a split, a report, a perceptor; its weights segment a new scan on the grid of its series."""
+    """The route of data.md: a split, a report; its weights segment a new scan on the grid of the series."""
     datalist = json.loads((sandbox.bundle / "data/own/datalist.json").read_text())
     assert [len(datalist[name]) for name in ("training", "validation", "testing")] == [2, 1, 1]
     assert (sandbox.bundle / "runs/vs_tissnet/report/report.md").is_file()
@@ -516,3 +540,117 @@ def trained_before(sandbox: Sandbox) -> None:
             path = sandbox.bundle / f"runs/{task}_{name}/checkpoints/best.pt"
             path.parent.mkdir(parents=True)
             shutil.copy(sandbox.folder / task / file, path)
+
+
+# What does not need to be run.
+
+
+def test_every_command_is_run_or_told() -> None:
+    """The table names commands that are there, and none that another document's test would run."""
+    found = {command for document in WITH_COMMANDS for command in document.commands}
+    assert set(ELSEWHERE) <= found, "in the table, but in no document"
+    assert found > set(ELSEWHERE)
+
+
+def test_packages_are_those_of_the_tests() -> None:
+    """What documents tell to install is what requirements.txt pins, and what metadata.json lists is among it."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = {line for line in lines if line and not line.startswith("#")}
+    told = {
+        package
+        for document in WITH_COMMANDS
+        for command in document.commands
+        if command.startswith(PACKAGES)
+        for package in command.removeprefix(PACKAGES).split()
+    }
+    assert told and told <= pins
+    metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
+    needed = metadata["required_packages_version"] | metadata["optional_packages_version"]
+    assert {f"{name}=={version}" for name, version in needed.items()} <= told
+    assert {f"monai=={metadata['monai_version']}", f"torch=={metadata['pytorch_version']}"} <= told
+
+
+MARKDOWN = [document for document in documents() if document.path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_links_resolve(document: Document) -> None:
+    """Files and anchors, from where the document lies."""
+    for link in links(document.text):
+        name, _, anchor = link.partition("#")
+        target = (document.path.parent / name) if name else document.path
+        assert target.exists(), f"{document}: no {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{document}: no {link}"
+
+
+@pytest.mark.parametrize("card", ["README.md", "glioma.md"])
+def test_links_resolve_in_a_released_bundle(card: str, tmp_path: Path) -> None:
+    """A zip has one card, docs/README.md, and nothing of the repository around the bundle."""
+    copy_tree(BUNDLE, tmp_path / "bundle", without=LEFT_BEHIND)
+    docs = tmp_path / "bundle/docs"
+    text = (docs / card).read_text(encoding="utf-8")
+    (docs / "glioma.md").unlink()
+    (docs / "README.md").write_text(text, encoding="utf-8")
+    for path in docs.glob("*.md"):
+        for link in links(path.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            target = (docs / name) if name else path
+            assert target.resolve().is_relative_to(tmp_path / "bundle") and target.exists(), f"{path.name}: no {link}"
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: no {link}"
+
+
+@pytest.mark.parametrize("card", ["README.md", "glioma.md"])
+def test_a_card_has_the_sections_of_the_model_zoo(card: str) -> None:
+    headings = re.findall(
+        "^##? (.*)$", re.sub("```.*?```", "", (BUNDLE / "docs" / card).read_text(), flags=re.DOTALL), re.M
+    )
+    assert headings == [
+        *("Model overview", "Data", "Preprocessing", "Training configuration and hardware", "Performance", "Commands"),
+        *("Limitations", "Intended use", "License", "Citation", "References"),
+    ]
+
+
+# What commands write. A path with a folder of the project, and any other file of code or configuration, must be there.
+WRITTEN = {"config.yaml", "datalist.json", "predictions.json", "contours.json", "datastore_v2.json"}
+WRITTEN |= {"bundle/models/glioma/model.pt"}  # by scripts.export, see experiments/glioma_weights.yaml
+FOLDERS = ("bundle/", "configs/", "deploy/", "docs/", "models/", "monailabel_app/", "scripts/", "slicer/", "tests/")
+NOT_RELEASED = re.compile(r"configs/(experiments/)?glioma\w*\.yaml|\.\./tests/")
+OF_THE_REPOSITORY = ("results.md",)
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_named_files_exist(document: Document) -> None:
+    around = (ROOT, BUNDLE, document.path.parent)
+    everywhere = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    for name in named_files(document.text) - WRITTEN:
+        if name.startswith(FOLDERS) and not name.startswith("bundle/demo/"):
+            assert any((folder / name).exists() for folder in around), f"{document}: no {name}"
+        elif "/" not in name and name.endswith((".py", ".sh", ".json", ".yaml")):
+            assert name in everywhere, f"{document}: no {name}"
+
+
+@pytest.mark.parametrize("path", sorted((BUNDLE / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_a_released_document_names_what_is_released(path: Path) -> None:
+    """The zips have no glioma.yaml, which is merged into the configs, and nothing from outside of the bundle."""
+    found = NOT_RELEASED.findall(path.read_text(encoding="utf-8"))
+    assert bool(found) == (path.name in OF_THE_REPOSITORY)
+
+
+def known_options() -> set[str]:
+    """Options of all command lines here, and of MONAI's that documents name."""
+    sources = [*(BUNDLE / "scripts").rglob("*.py"), *ROOT.glob("monailabel_app/*.py")]
+    sources += ROOT.glob("tests/benchmarks/*.*")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".sh", ".md"))
+    own = set(re.findall(r"[\"[]--([a-z][\w-]*)", text))
+    return own | {*SECTIONS, "config_file", "tracking", "uvicorn_app", "host"}
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_named_options_exist(document: Document) -> None:
+    """Keys of the configs, or options of a command line."""
+    bases = [["train.json", "evaluate.json"], ["train.json", "multi_gpu_train.json"], ["inference.json"]]
+    bases += [["train.json", "pretrain.json", "localize.json"]]
+    parsers = [ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in names])) for names in bases]
+    known = known_options()
+    for name in named_options(document.text):
+        assert name in known or any(name in parser for parser in parsers), f"{document}: no --{name}"
