@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,9 +89,8 @@ def documents() -> list[Document]:
     return [Document(path.relative_to(ROOT).as_posix()) for path in sorted(markdown) + sorted(heads)]
 
 
-def config_files(command: str) -> list[str]:
+def config_files(words: list[str]) -> list[str]:
     """The files of a command's --config_file, as written; none where it has no such option."""
-    words = shlex.split(command)
     if "--config_file" not in words:
         return []
     value = words[words.index("--config_file") + 1]

@@ -1,7 +1,7 @@
 """Every command in every document, as printed and in the order of the text, on made data; links, files and options too.
 
-A command that is found is run: there is no list of commands to run, only ELSEWHERE of those that are not, each with its
-reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. Commands that take several
+A command that is found is run: there is no list of commands to run, only ELSEWHERE of those that are not, each with
+its reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. Commands of several
 processes, servers and whole documents of experiments are marked slow. How a document is read is in documents.py.
 """
 
@@ -98,11 +98,13 @@ SHORT = [document for document in WITH_COMMANDS if not document.name.startswith(
 
 # At the top of a folder that is copied: models, and what runs leave behind.
 LEFT_BEHIND = {"models", "runs", "data", "demo", "eval", "out", "model", "logs"}
-GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]"}  # of the made scans, about
+GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]", "surrogate_t2_cet1": "[4,4,4]"}  # of the made scans, about
 TINY_PHANTOMS = {"--training": 1, "--validation": 1, "--testing": 1}
 TINY_BENCHMARK = {
     "full_scan.py": "--size small --cases 1",
-    "bench_step.py": "--features 4 4 8 8 8 --discriminator-features 4 --patch 32 32 8 --turns 1 --warm-up 0 --matrix 64",
+    "bench_step.py": (
+        "--features 4 4 8 8 8 --discriminator-features 4 --patch 32 32 8 --turns 1 --warm-up 0 --matrix 64"
+    ),
     "bench_inference.py": (
         "--features 4 4 8 8 8 --window 32 32 8 --crop 48 48 8 --scan 64 64 16 --turns 1 --warm-up 0 --matrix 64"
     ),
@@ -124,7 +126,9 @@ def is_slow(command: str) -> bool:
 
 def task_of(text: str) -> str:
     """The made data that a command is about."""
-    return "glioma" if re.search("glioma|surrogate|cpu_2mm", text) else "vs"
+    if "surrogate" in text:
+        return "surrogate_t2_cet1"
+    return "glioma" if re.search("glioma|cpu_2mm", text) else "vs"
 
 
 class Sandbox:
@@ -413,7 +417,7 @@ def small(words: list[str], grid: str) -> list[str]:
     words = list(words)
     if "--config_file" in words and "monai.bundle" in words:
         at = words.index("--config_file") + 1
-        words[at] = str([*config_files(shlex.join(words)), "configs/debug.yaml"])
+        words[at] = str([*config_files(words), "configs/debug.yaml"])
         if "run" in words:
             words += ["--pixdim", grid, "--patch_size", "[32,32,8]"]
         if "training" in words:
@@ -487,7 +491,7 @@ def warm() -> Iterator[Warm]:
 @pytest.fixture
 def sandbox(tmp_path: Path, warm: Warm, request: pytest.FixtureRequest) -> Callable[[Document], Sandbox]:
     """Makes the copy that a document's commands are typed in."""
-    made = {"vs": "vs_data", "glioma": "glioma_data"}
+    made = {"vs": "vs_data", "glioma": "glioma_data", "surrogate_t2_cet1": "surrogate_data"}
     return lambda document: Sandbox(tmp_path, document, warm, lambda task: request.getfixturevalue(made[task]))
 
 

@@ -1,7 +1,7 @@
 """Runs commands as `python -m` and `python FILE` do, each in a fresh process that has the heavy imports behind it.
 
-Started as a process: it imports torch, MONAI and what else is slow and not ours, then forks once for every command (a line
-of JSON on stdin, the exit status on stdout). Nothing of the project is imported before the fork, nothing is computed.
+Started as a process: it imports torch, MONAI and what else is slow and not ours, then forks once for every command (a
+line of JSON on stdin, the exit status on stdout). Nothing of the project is imported before the fork.
 """
 
 from __future__ import annotations
