@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -31,13 +32,16 @@ class Warm:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.kill() if error else self.process.communicate()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
     def run(
         self, arguments: Sequence[str], cwd: Path, log: Path, seconds: float, environment: Mapping[str, str]
@@ -59,7 +63,8 @@ class Warm:
         self.process.stdin.write(json.dumps(told) + "\n")
         self.process.stdin.flush()
         if not select.select([self.process.stdout], [], [], seconds)[0]:
-            self.process.kill()
+            self.__exit__(None, None, None)
+            self.__enter__()
             raise TimeoutError(f"{' '.join(arguments)}: longer than {seconds:g} s")
         return int(self.process.stdout.readline())
 
