@@ -5,10 +5,8 @@ Nothing is trained or evaluated here (test_workflows.py), and the model zoo's ow
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from documents import Document, config_files
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
@@ -78,23 +77,9 @@ def read(name: str) -> dict[str, Any]:
 
 
 def commands(name: str) -> list[list[str]]:
-    """The command lines in the header of a YAML file or in the `_desc_` of a JSON file, split into words.
-
-    `torchrun --nproc_per_node=2 -m` counts as `python -m`.
-    """
-    text = (CONFIGS / name).read_text(encoding="utf-8")
-    if name.endswith(".json"):
-        description = re.sub(r"torchrun \S+ -m ", "python -m ", json.loads(text).get("_desc_", "") + " ")
-        found = re.findall(r"python -m .*?(?=\. |: |\.$)", description)
-        return [shlex.split(line.strip()) for line in found]
-    header = text[: re.search(r"^[^#\n]", text, re.M).start()]  # type: ignore[union-attr]
-    return [shlex.split(line) for line in re.findall(r"^#\s+(python -m .*)$", header, re.M)]
-
-
-def config_files(command: list[str]) -> list[str]:
-    """The files of a command's --config_file, as written."""
-    value = command[command.index("--config_file") + 1]
-    return ast.literal_eval(value) if value.startswith("[") else [value]
+    """The commands in a file's own head, split into words; `torchrun --nproc_per_node=2 -m` counts as `python -m`."""
+    found = Document(f"bundle/configs/{name}").commands
+    return [shlex.split(re.sub(r"torchrun \S+ -m ", "python -m ", command)) for command in found]
 
 
 def stacks(name: str) -> list[tuple[str, list[str]]]:

@@ -6,7 +6,6 @@ Nothing is trained here; commands are read as a process's arguments, and one rea
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from typing import Any
 import monai.bundle
 import pytest
 import yaml
+from documents import config_files, documents
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.command import Command, merged, read_command, record
@@ -170,13 +170,14 @@ def test_a_right_override_passes(line: str, override: str, tmp_path: Path) -> No
 
 
 def documented() -> list[str]:
-    """Every `monai.bundle run` in README.md, the docs, the configs' headers and the demo, without its python."""
-    found: list[str] = []
-    for path in (ROOT / "README.md", *BUNDLE.glob("docs/*.md"), *CONFIGS.rglob("*.yaml")):
-        found += re.findall(r"-m monai\.bundle (run [^`\n]+)", path.read_text(encoding="utf-8"))
-    for path in CONFIGS.glob("*.json"):
-        text = json.loads(path.read_text(encoding="utf-8")).get("_desc_", "") + " "
-        found += re.findall(r"-m monai\.bundle (run .+?)(?=\. |: |\.$)", text)
+    """Every `monai.bundle run` of the documents (not of a run's config.yaml) and of the demo, without its python."""
+    found = [
+        line
+        for document in documents()
+        for command in document.commands
+        for line in re.findall(r"-m monai\.bundle (run .+)", command)
+        if all((BUNDLE / file).is_file() for file in config_files(shlex.split(line)))
+    ]
     steps = demo_commands(Path("demo"), training=4, epochs=2, pretrain_epochs=2).values()
     found += [shlex.join(step[1:]) for step in steps if step[0] == "monai.bundle"]
     return sorted(set(found))

@@ -1,0 +1,662 @@
+"""Every command in every document, as printed and in the order of the text, on made data; links, files and options too.
+
+A command that is found is run: there is no list of commands to run, only ELSEWHERE of those that are not, each with
+its reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. Commands of several
+processes, servers and whole documents of experiments are marked slow. How a document is read is in documents.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from documents import (
+    BUNDLE,
+    CONFIGS,
+    ROOT,
+    Document,
+    anchors,
+    config_files,
+    documents,
+    links,
+    named_files,
+    named_options,
+)
+from made_tcia import MadePatient, write_patient
+from monai.bundle import ConfigParser
+from running import free_port, running
+from warm import Warm
+
+from monailabel_app import versions
+from scripts.data.datalist import SECTIONS, load_datalist
+from scripts.data.record import sha256
+from scripts.networks.localizer import Localizer
+from scripts.networks.tissnet import TISSNet
+from scripts.networks.unet2d5 import UNet2d5
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 900  # a command; most take 2, the demonstration some 200 on an idle machine
+VERSION = "0.0.1"
+PATIENTS = 4
+
+INSTALLS = "installs packages for minutes; every test here needs them to be there"
+GPU = "needs a GPU, and up to an hour on it"
+BENCH_INFERENCE = "python ../tests/benchmarks/bench_inference.py"
+ELSEWHERE = {
+    "make setup": INSTALLS,
+    "python -m venv .venv": INSTALLS,
+    ".venv/bin/python -m pip install -r requirements.txt": INSTALLS,
+    "source ../.venv/bin/activate": "changes the reader's shell; every python here is the one of .venv",
+    "make test": "is what runs this",
+    '.venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4': "is what runs this",
+    "make demo": "7 minutes; is `python -m scripts.demo`, which is run here with fewer steps",
+    "make bench": "25 minutes; the same files are run here for results.md, with smaller sizes",
+    'make serve STUDIES=http://127.0.0.1:8042/dicom-web SERVE_OPTIONS="--models BUNDLE"': (
+        "needs Orthanc: test_app_dicom.py::test_server_of_an_archive"
+    ),
+    f'{BENCH_INFERENCE} --crop 128 128 16 --arms "OpenVINO int8" "engine, as inference.json"': (
+        "needs nncf, which is not among the requirements"
+    ),
+    f"{BENCH_INFERENCE} --whole-scan": "5 minutes; takes the released weights, whose networks cannot be made small",
+    "cat train_vs.pt.* > train_vs.pt": "joins what gpu.sh left on a GPU",
+    "sha256sum -c --ignore-missing weights.sha256": "checks what gpu.sh left on a GPU",
+    **{
+        f"bash tests/benchmarks/gpu.sh {stages}": GPU
+        for stages in (
+            *("install test", "install bench", "whole_scan", "waiting", "growth", "export", "weights"),
+            *("localize_vs weights", "pretrain_vs train_vs weights"),
+        )
+    },
+    **{
+        f"GLIOMA=DIR bash tests/benchmarks/gpu.sh {stages}": GPU
+        for stages in ("pretrain_glioma train_glioma", "source_glioma", "evaluate_glioma")
+    },
+}
+"""Commands that are not run here: why, and the test or the command that stands for each."""
+PACKAGES = "python -m pip install "  # not run either; test_packages_are_those_of_the_tests compares what it names
+TENSORRT = "python -m monai.bundle trt_export "  # needs a GPU and torch_tensorrt
+
+HISTORY = ("CHANGELOG.md",)  # names commands of versions; tells nobody to type them
+WITH_COMMANDS = [document for document in documents() if document.commands and document.name not in HISTORY]
+EXPERIMENTS = ("bundle/docs/results.md", "tests/benchmarks/README.md", "bundle/configs/")
+SHORT = [document for document in WITH_COMMANDS if not document.name.startswith(EXPERIMENTS)]
+
+# At the top of a folder that is copied: models, and what runs leave behind.
+LEFT_BEHIND = {"models", "runs", "data", "demo", "eval", "out", "model", "logs"}
+GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]", "surrogate_t2_cet1": "[4,4,4]"}  # of the made scans, about
+TINY_PHANTOMS = {"--training": 1, "--validation": 1, "--testing": 1}
+TINY_BENCHMARK = {
+    "full_scan.py": "--size small --cases 1",
+    "bench_step.py": (
+        "--features 4 4 8 8 8 --discriminator-features 4 --patch 48 48 16 --turns 1 --warm-up 0 --matrix 64"
+    ),
+    "bench_inference.py": (
+        "--features 4 4 8 8 8 --window 32 32 8 --crop 48 48 8 --scan 64 64 16 --turns 1 --warm-up 0 --matrix 64"
+    ),
+    "growth.py": "--quick",
+}
+MODULE = re.compile(r"-m (scripts\.|monai\.bundle (run|\w+_export) )")
+SERVER = re.compile(r"make serve|-m monailabel_app\b(?!\.)|-m monailabel\.main")
+
+
+def elsewhere(command: str) -> bool:
+    """Whether a command is not run here."""
+    return command in ELSEWHERE or command.startswith((PACKAGES, TENSORRT))
+
+
+def is_slow(command: str) -> bool:
+    """Processes that each import everything, for half a minute; servers; the demonstration."""
+    return command.startswith("torchrun") or bool(SERVER.search(command)) or "scripts.demo" in command
+
+
+def task_of(text: str) -> str:
+    """The made data that a command is about."""
+    if "surrogate" in text:
+        return "surrogate_t2_cet1"
+    return "glioma" if re.search("glioma|cpu_2mm", text) else "vs"
+
+
+class Sandbox:
+    """A copy of the project with tiny weights, for one document, and what its names in capitals stand for.
+
+    Args:
+        folder: empty.
+        document: whose commands are run.
+        warm: runs python.
+        made: task to a folder of tiny prepared phantoms.
+    """
+
+    def __init__(self, folder: Path, document: Document, warm: Warm, made: Callable[[str], Path]) -> None:
+        self.folder, self.document, self.warm, self.made = folder, document, warm, made
+        self.log = folder / "log.txt"
+        self.root = folder / "project"
+        self.task = task_of(document.name)
+        self.bundle = self.root / "bundle"
+        for name in ("bundle", "monailabel_app", "tests/benchmarks"):
+            copy_tree(ROOT / name, self.root / name, without=LEFT_BEHIND)
+        for name in ("requirements.txt", "Makefile"):
+            shutil.copy(ROOT / name, self.root)
+        self.stamp = self.root / "installed"
+        self.stamp.touch()
+        tiny = (CONFIGS / "debug.yaml").read_text(encoding="utf-8")
+        assert re.search("^localize: false", tiny, re.MULTILINE)
+        (self.bundle / "configs/debug.yaml").write_text(re.sub(r"^localize: .*\n", "", tiny, flags=re.MULTILINE))
+        cases = "".join(f"{case},{section}\n" for case, section in self.patients().items())
+        (self.bundle / "docs/glioma_split.csv").write_text(f"case,split\n{cases}")
+        if document.name == "bundle/docs/glioma.md":
+            self.bundle = released_glioma(self.bundle, folder / "tissnet_glioma")
+        if document.name.startswith("monailabel_app") or document.name == "README.md":
+            shutil.copytree(BUNDLE / "models", self.bundle / "models")
+        else:
+            write_weights(self.bundle / "models", self.task)
+        if document.name == "monailabel_app/README.md":
+            self.make_version()
+        self.cwd = self.root
+
+    def run(self, command: str) -> None:
+        """Types a command: fills in its names, makes it small, runs it and asks for exit status 0."""
+        if not self.cwd.is_relative_to(self.folder / "BUNDLES"):
+            in_bundle = self.document.name.startswith("bundle/") or MODULE.search(command)
+            self.cwd = self.bundle if in_bundle else self.root
+        line = re.sub(r"(?<![A-Z_])[A-Z][A-Z_]{2,}\b(?!=)(?![A-Z_])", lambda name: self.meaning(name[0]), command)
+        line = line.replace("Task01_BrainTumour", str(ROOT / "tests/data/Task01_BrainTumour"))
+        line = line.replace(":29500", f":{free_port()}")
+        words = small(shlex.split(line), GRID[task_of(f"{self.task} {command}")])
+        self.log.write_text(f"{shlex.join(words)}\n")
+        if words[0] == "cd":
+            self.cwd = self.cwd / words[1]
+            assert self.cwd.is_dir(), command
+        elif SERVER.search(command):
+            self.serve(words)
+        else:
+            begin = time.perf_counter()
+            status = self.status(words, line)
+            logger.info("%.1f s: %s", time.perf_counter() - begin, command)
+            assert status == 0, f"{self.document}: {command}\nin {self.cwd}\n{self.log.read_text()[-6000:]}"
+
+    def status(self, words: list[str], line: str) -> int:
+        """The exit status of a command that is no server."""
+        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        if words[0].endswith("python"):
+            return self.warm.run(words[1:], self.cwd, self.log, SECONDS, environment)
+        commands: list[list[str]] = [["bash", "-c", line]]
+        if words[0] == "make":
+            commands = [[*words, f"PY={sys.executable}", f"STAMP={self.stamp}"]]
+        elif words[0] == "torchrun":
+            machines = 2 if "--nnodes=2" in words else 1
+            processes = "--nproc_per_node=1" if machines == 2 else "--nproc_per_node=2"
+            words = [processes if word.startswith("--nproc_per_node") else word for word in words[1:]]
+            alone = [] if machines == 2 else ["--standalone"]
+            commands = [[sys.executable, "-m", "torch.distributed.run", *alone, *words]] * machines
+        with self.log.open("a") as log:
+            started = [
+                subprocess.Popen(
+                    command,
+                    cwd=self.cwd,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | environment,
+                )
+                for command in commands
+            ]
+            return max(abs(process.wait(SECONDS)) for process in started)
+
+    def serve(self, words: list[str]) -> None:
+        """Starts a server on a free port, waits until it answers, and ends it."""
+        port = str(free_port())
+        if words[0] == "make":
+            given = [word.removeprefix("SERVE_OPTIONS=") for word in words if word.startswith("SERVE_OPTIONS=")]
+            words = [word for word in words if not word.startswith("SERVE_OPTIONS=")]
+            words += [f"SERVE_OPTIONS={' '.join([*given, '--port', port])}"]
+            words += [f"PY={sys.executable}", f"STAMP={self.stamp}"]
+        else:
+            words = [sys.executable, *words[1:], "--port", port]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with running(words, f"http://127.0.0.1:{port}", self.log, cwd=self.cwd, env=environment):
+            pass
+
+    # What names in capitals stand for.
+
+    def meaning(self, name: str) -> str:
+        """The path or word for a name; a name without a meaning, such as VS or DICOM-SEG's, stays."""
+        return str(self.place(name)) if name in PLACES or hasattr(self, f"make_{name.lower()}") else name
+
+    def place(self, name: str) -> Path | str:
+        """Makes what a name stands for, once."""
+        if name in PLACES:
+            return PLACES[name](self)
+        path = self.folder / name
+        if not path.exists():
+            getattr(self, f"make_{name.lower()}")(path)
+        return path
+
+    @staticmethod
+    def patients() -> dict[str, str]:
+        """Made patients of BraTS, and their sections."""
+        sections = ("training", "training", "validation", "testing")
+        return {f"BraTS2021_{number:05d}": section for number, section in enumerate(sections, start=1)}
+
+    def make_downloaded(self, path: Path) -> None:
+        """BraTS as downloaded."""
+        cases = [entry for section in ("training", "validation", "testing") for entry in self.cases("glioma", section)]
+        for patient, entry in zip(self.patients(), cases, strict=False):
+            (path / patient).mkdir(parents=True)
+            files = zip(("t1", "t1ce", "t2", "flair"), [*entry["image"], entry["target"]], strict=True)
+            for name, file in files:
+                shutil.copy(file, path / patient / f"{patient}_{name}.nii.gz")
+            label = nib.load(entry["label"])
+            voxels = np.asarray(label.dataobj).astype(np.uint8) * 2
+            nib.save(nib.Nifti1Image(voxels, label.affine), path / patient / f"{patient}_seg.nii.gz")
+
+    make_brats = make_glioma = make_downloaded
+
+    def make_scans(self, path: Path) -> None:
+        """Scans to segment, side by side, of the document's task (README.md: glioma)."""
+        path.mkdir()
+        task = "glioma" if self.document.name == "README.md" else self.task
+        for file in self.cases(task, "testing")[0]["image"]:
+            shutil.copy(file, path)
+
+    make_file_or_folder = make_scans
+
+    def make_nifti(self, path: Path) -> None:
+        """A hospital's own NIfTI."""
+        for entry in self.cases("vs", "training"):
+            (path / entry["case"]).mkdir(parents=True)
+            for name, file in (("T2", entry["image"][0]), ("ceT1", entry["target"]), ("tumor", entry["label"])):
+                shutil.copy(file, path / entry["case"] / f"{name}.nii.gz")
+
+    def make_crossmoda(self, path: Path) -> None:
+        """crossMoDA as downloaded: ceT1 with label, and T2 of other patients."""
+        path.mkdir()
+        for number, entry in enumerate(self.cases("vs", "training"), start=1):
+            shutil.copy(entry["target"], path / f"crossmoda2022_ldn_{number}_ceT1.nii.gz")
+            shutil.copy(entry["label"], path / f"crossmoda2022_ldn_{number}_Label.nii.gz")
+            shutil.copy(entry["image"][0], path / f"crossmoda2022_ldn_{number + 100}_hrT2.nii.gz")
+
+    def make_archive(self, path: Path) -> None:
+        """Vestibular-Schwannoma-SEG as downloaded, with what lies beside it."""
+        for number in range(1, PATIENTS + 1):
+            write_patient(path, number, size="tiny")
+
+    def make_vs_seg(self, path: Path) -> None:
+        """The main download alone, of one patient: registration takes its time."""
+        shutil.copytree(next(Path(self.place("ARCHIVE")).rglob("VS-SEG-001")), path / "VS-SEG-001")
+
+    def make_contours(self, path: Path) -> None:
+        """One of the two further zips."""
+        shutil.copytree(Path(self.place("ARCHIVE")) / "contours", path)
+
+    def make_matrices(self, path: Path) -> None:
+        """The other one."""
+        shutil.copytree(Path(self.place("ARCHIVE")) / "registration_matrices", path)
+
+    def make_published(self, path: Path) -> None:
+        """The published split; `PUBLISHED.csv` in the text."""
+        sections = ("training", "training", "validation", "test")
+        rows = "".join(f"vs_gk_{number},{section}\n" for number, section in enumerate(sections, start=1))
+        path.with_suffix(".csv").write_text(rows)
+        path.touch()
+
+    def make_new(self, path: Path) -> None:
+        """A new patient's series."""
+        self.new: MadePatient = write_patient(path, 9, size="tiny", extras=False, structure_sets=())
+
+    def make_series(self, path: Path) -> None:
+        """Any folder of DICOM series."""
+        write_patient(path, 9, size="tiny", extras=False, structure_sets=())
+
+    def make_dicom(self, path: Path) -> None:
+        """data.md: a hospital's own series and structures, under its own names; else a folder with one series of T2."""
+        write_patient(path, 5, size="tiny", extras=False)
+        own = {"t2_ci3d_tra_1.5mm": "t2_space_tra", "t1_mpr_tra_C": "mprage tra post"}
+        for file in path.rglob("*.dcm"):
+            data = pydicom.dcmread(file)
+            if self.document.name != "bundle/docs/data.md":
+                if data.get("SeriesDescription") != "t2_ci3d_tra_1.5mm":
+                    file.unlink()
+                continue
+            data.SeriesDescription = own.get(data.get("SeriesDescription", ""), "")
+            for structure in data.get("StructureSetROISequence", ()):
+                structure.ROIName = structure.ROIName.replace("TV", "VS left")
+            data.save_as(file)
+
+    def make_version(self) -> None:
+        """Fine-tuned weights that are better than the released ones, as the server keeps them."""
+        weights = self.folder / "fine_tuned.pt"
+        weights.write_bytes(b"weights")
+        dice = {"dice_before": 0.5, "dice_after": 0.75}
+        record = {
+            "created": "2026-01-01T00:00:00+00:00",
+            "parent": {"version": None, "sha256": "released"},
+            "training": [{"case": "a"}],
+            "validation": [{"case": "b", "label_sha256": "label of b", **dice}],
+            **dice,
+            "epochs": 1,
+            "demonstration": True,
+        }
+        versions.add(self.root / "monailabel_app/model", "tissnet_vs", weights, record=record)
+
+    def make_bundles(self, path: Path) -> None:
+        """Where bundles are downloaded to."""
+        path.mkdir()
+
+    def make_released(self, path: Path) -> None:
+        """What is released: zips, and their checksums as sha256sum writes them."""
+        (name,) = set(re.findall(r"--name (\w+)", self.document.text))
+        path.mkdir()
+        packed = path / f"{name}_v{VERSION}"
+        content = self.folder / "content" / name
+        copy_tree(self.bundle, content, without=LEFT_BEHIND - {"models"})
+        shutil.make_archive(str(packed), "zip", content.parent, name)
+        zip_file = packed.with_name(f"{packed.name}.zip")
+        zip_file.with_name(f"{zip_file.name}.sha256").write_text(f"{sha256(zip_file)}  {zip_file.name}\n")
+
+    def make_bundle(self, path: Path) -> None:
+        """A bundle that is not called a demonstration, to serve."""
+        shutil.copytree(self.bundle, path)
+        metadata = json.loads((path / "configs/metadata.json").read_text())
+        (path / "configs/metadata.json").write_text(json.dumps(metadata | {"demonstration_weights": []}))
+
+    def cases(self, task: str, section: str) -> list[dict]:
+        """Entries of the made data that have a tumor."""
+        entries = load_datalist(str(self.made(task) / "datalist.json"), section)
+        return [entry for entry in entries if np.asarray(nib.load(entry["label"]).dataobj).any()]
+
+    def data_folder(self) -> Path:
+        """DIR: prepared data; a folder to write in results.md; scans for the server."""
+        if self.document.name == "bundle/docs/results.md":
+            return self.folder / "written"
+        if self.document.name in ("README.md", "monailabel_app/README.md"):
+            path = self.folder / "DIR"
+            if not path.exists():
+                path.mkdir()
+                shutil.copy(self.cases("vs", "testing")[0]["image"][0], path)
+            return path
+        return self.made(self.task)
+
+
+PLACES: dict[str, Callable[[Sandbox], Path | str]] = {
+    "DIR": Sandbox.data_folder,
+    "VERSION": lambda sandbox: VERSION,
+    "URL": lambda sandbox: f"file://{sandbox.place('RELEASED')}",
+    "OUT": lambda sandbox: sandbox.folder / "OUT",
+    "OUT_COHORT": lambda sandbox: sandbox.folder / "OUT_COHORT",
+    "RUN_DIR": lambda sandbox: (
+        sandbox.bundle / "runs" / f"vs_{'localizer' if 'localize' in str(sandbox.document) else 'tissnet'}"
+    ),
+    "HOST": lambda sandbox: "127.0.0.1",
+    "FILE": lambda sandbox: write_weights(sandbox.folder / "FILE", "glioma", pooling=(2, 2, 2)),  # cpu_2mm.yaml
+}
+
+
+def copy_tree(source: Path, folder: Path, *, without: set[str]) -> None:
+    """Copies a folder, but for some names directly below it, and what Python and hidden tools leave."""
+    leave = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(
+        source, folder, ignore=lambda at, names: {*leave(at, names), *(without if Path(at) == source else ())}
+    )
+
+
+def small(words: list[str], grid: str) -> list[str]:
+    """A command that takes seconds: the same files and options, with small networks and numbers behind them."""
+    words = list(words)
+    if "--config_file" in words and "monai.bundle" in words:
+        at = words.index("--config_file") + 1
+        words[at] = str([*config_files(words), "configs/debug.yaml"])
+        if "run" in words:
+            words += ["--pixdim", grid, "--patch_size", "[32,32,8]"]
+        if "training" in words:
+            resumed = "--resume True" in " ".join(words)
+            words += ["--epochs", "2" if resumed else "1", "--val_interval", "1", "--amp", "False"]
+        if "--input_shape" in words:
+            at = words.index("--input_shape") + 1
+            words[at] = str([*json.loads(words[at])[:2], 32, 32, 8])
+    elif "scripts.prepare" in words:
+        words += ["--workers", "1"]
+        if "phantom" in words:
+            given = {name: int(words[words.index(name) + 1]) for name in TINY_PHANTOMS if name in words}
+            for name, number in TINY_PHANTOMS.items():
+                words += [name, str(min(number, given.get(name, number)))]
+            words += ["--size", "small"]
+    elif "scripts.demo" in words:
+        words += ["--training", "3", "--epochs", "1", "--pretrain-epochs", "1"]
+    for name, options in TINY_BENCHMARK.items():
+        if any(word.endswith(f"/{name}") for word in words):
+            words += shlex.split(options)
+            if name == "full_scan.py":
+                files = words[words.index("--config") + 1 : words.index("--data")] if "--config" in words else []
+                words += ["--config", *files, "configs/debug.yaml"]
+    return words
+
+
+def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | None = None) -> Path:
+    """Untrained networks of debug.yaml's size, in the layout of models/; returns the cascade's file.
+
+    Args:
+        folder: to write.
+        task: decides on the number of channels.
+        pooling: of the localizer, by default the task's.
+    """
+    tiny = ConfigParser.load_config_file(str(CONFIGS / "debug.yaml"))
+    torch.manual_seed(0)
+    channels, own = (3, (4, 4, 4)) if task == "glioma" else (1, (4, 4, 1))
+    networks = {
+        "model.pt": TISSNet(channels, features=tiny["features"]),
+        "perceptor/perceptor.pt": UNet2d5(1, features=tiny["features"]),
+        "localizer/localizer.pt": Localizer(channels, pooling=pooling or own, features=tiny["localizer_features"]),
+    }
+    for name, network in networks.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), folder / name)
+    named = {"weights_sha256": sha256(folder / "model.pt")}
+    (folder / "localizer/localizer.json").write_text(json.dumps(named))
+    return folder / "model.pt"
+
+
+def released_glioma(bundle: Path, folder: Path) -> Path:
+    """The bundle as the glioma zip holds it: every config that has a key of glioma's overrides has its value."""
+    shutil.copytree(bundle, folder)
+    own = ConfigParser.load_config_files([str(path) for path in sorted((folder / "configs").glob("glioma*.yaml"))])
+    for path in (folder / "configs").glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {key: value for key, value in own.items() if key in content}))
+    for path in (folder / "configs").rglob("glioma*.yaml"):
+        path.unlink()
+    (folder / "docs/glioma.md").replace(folder / "docs/README.md")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process with the imports done, for all documents of this worker."""
+    with Warm() as process:
+        yield process
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, warm: Warm, request: pytest.FixtureRequest) -> Callable[[Document], Sandbox]:
+    """Makes the copy that a document's commands are typed in."""
+    made = {"vs": "vs_data", "glioma": "glioma_data", "surrogate_t2_cet1": "surrogate_data"}
+    return lambda document: Sandbox(tmp_path, document, warm, lambda task: request.getfixturevalue(made[task]))
+
+
+def type_all(document: Document, sandbox: Sandbox, leave_out: Callable[[str], bool]) -> None:
+    """All commands of a document, section by section, each once in a section; then what must be there."""
+    for section in document.sections:
+        sandbox.cwd = sandbox.root
+        for command in dict.fromkeys(section):
+            if not elsewhere(command) and not leave_out(command):
+                sandbox.run(command)
+    check = {"bundle/docs/data.md": route_is_whole}.get(document.name)
+    if check:
+        check(sandbox)
+
+
+def route_is_whole(sandbox: Sandbox) -> None:
+    """The route of data.md: a split, a report; its weights segment a new scan on the grid of the series."""
+    datalist = json.loads((sandbox.bundle / "data/own/datalist.json").read_text())
+    assert [len(datalist[name]) for name in ("training", "validation", "testing")] == [2, 1, 1]
+    assert (sandbox.bundle / "runs/vs_tissnet/report/report.md").is_file()
+    (mask,) = (sandbox.folder / "OUT").rglob("*_pred.nii.gz")
+    image = nib.load(mask)
+    assert mask.name == "VS-SEG-009_pred.nii.gz" and image.shape == sandbox.new.images["T2"].shape
+    np.testing.assert_allclose(image.affine, sandbox.new.affines["T2"], atol=1e-4)
+
+
+@pytest.mark.parametrize("document", SHORT, ids=str)
+def test_commands(document: Document, sandbox: Callable[[Document], Sandbox]) -> None:
+    """What a reader types, but for what is slow."""
+    type_all(document, sandbox(document), leave_out=is_slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "document", [d for d in WITH_COMMANDS if d not in SHORT or any(map(is_slow, d.commands))], ids=str
+)
+def test_all_commands(document: Document, sandbox: Callable[[Document], Sandbox]) -> None:
+    """Everything that a reader types."""
+    place = sandbox(document)
+    if document.name.startswith("bundle/configs/"):
+        trained_before(place)
+    type_all(document, place, leave_out=lambda command: False)
+
+
+def trained_before(sandbox: Sandbox) -> None:
+    """What the head of a config takes for granted: the runs of other configs' heads."""
+    for task in ("vs", "glioma"):
+        write_weights(sandbox.folder / task, task)
+        for name, file in (("perceptor", "perceptor/perceptor.pt"), ("tissnet", "model.pt")):
+            path = sandbox.bundle / f"runs/{task}_{name}/checkpoints/best.pt"
+            path.parent.mkdir(parents=True)
+            shutil.copy(sandbox.folder / task / file, path)
+
+
+# What does not need to be run.
+
+
+def test_every_command_is_run_or_told() -> None:
+    """The table names commands that are there, and none that another document's test would run."""
+    found = {command for document in WITH_COMMANDS for command in document.commands}
+    assert set(ELSEWHERE) <= found, "in the table, but in no document"
+    assert found > set(ELSEWHERE)
+
+
+def test_packages_are_those_of_the_tests() -> None:
+    """What documents tell to install is what requirements.txt pins, and what metadata.json lists is among it."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = {line for line in lines if line and not line.startswith("#")}
+    told = {
+        package
+        for document in WITH_COMMANDS
+        for command in document.commands
+        if command.startswith(PACKAGES)
+        for package in command.removeprefix(PACKAGES).split()
+    }
+    assert told and told <= pins
+    metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
+    needed = metadata["required_packages_version"] | metadata["optional_packages_version"]
+    assert {f"{name}=={version}" for name, version in needed.items()} <= told
+    assert {f"monai=={metadata['monai_version']}", f"torch=={metadata['pytorch_version']}"} <= told
+
+
+MARKDOWN = [document for document in documents() if document.path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_links_resolve(document: Document) -> None:
+    """Files and anchors, from where the document lies."""
+    for link in links(document.text):
+        name, _, anchor = link.partition("#")
+        target = (document.path.parent / name) if name else document.path
+        assert target.exists(), f"{document}: no {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{document}: no {link}"
+
+
+@pytest.mark.parametrize("card", ["README.md", "glioma.md"])
+def test_links_resolve_in_a_released_bundle(card: str, tmp_path: Path) -> None:
+    """A zip has one card, docs/README.md, and nothing of the repository around the bundle."""
+    copy_tree(BUNDLE, tmp_path / "bundle", without=LEFT_BEHIND)
+    docs = tmp_path / "bundle/docs"
+    text = (docs / card).read_text(encoding="utf-8")
+    (docs / "glioma.md").unlink()
+    (docs / "README.md").write_text(text, encoding="utf-8")
+    for path in docs.glob("*.md"):
+        for link in links(path.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            target = (docs / name) if name else path
+            assert target.resolve().is_relative_to(tmp_path / "bundle") and target.exists(), f"{path.name}: no {link}"
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: no {link}"
+
+
+@pytest.mark.parametrize("card", ["README.md", "glioma.md"])
+def test_a_card_has_the_sections_of_the_model_zoo(card: str) -> None:
+    headings = re.findall(
+        "^##? (.*)$", re.sub("```.*?```", "", (BUNDLE / "docs" / card).read_text(), flags=re.DOTALL), re.M
+    )
+    assert headings == [
+        *("Model overview", "Data", "Preprocessing", "Training configuration and hardware", "Performance", "Commands"),
+        *("Limitations", "Intended use", "License", "Citation", "References"),
+    ]
+
+
+# What commands write. A path with a folder of the project, and any other file of code or configuration, must be there.
+WRITTEN = {"config.yaml", "datalist.json", "predictions.json", "contours.json", "datastore_v2.json"}
+WRITTEN |= {"bundle/models/glioma/model.pt"}  # by scripts.export, see experiments/glioma_weights.yaml
+FOLDERS = ("bundle/", "configs/", "deploy/", "docs/", "models/", "monailabel_app/", "scripts/", "slicer/", "tests/")
+NOT_RELEASED = re.compile(r"configs/(experiments/)?glioma\w*\.yaml|\.\./tests/")
+OF_THE_REPOSITORY = ("results.md",)
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_named_files_exist(document: Document) -> None:
+    around = (ROOT, BUNDLE, document.path.parent)
+    everywhere = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    for name in named_files(document.text) - WRITTEN:
+        if name.startswith(FOLDERS) and not name.startswith("bundle/demo/"):
+            assert any((folder / name).exists() for folder in around), f"{document}: no {name}"
+        elif "/" not in name and name.endswith((".py", ".sh", ".json", ".yaml")):
+            assert name in everywhere, f"{document}: no {name}"
+
+
+@pytest.mark.parametrize("path", sorted((BUNDLE / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_a_released_document_names_what_is_released(path: Path) -> None:
+    """The zips have no glioma.yaml, which is merged into the configs, and nothing from outside of the bundle."""
+    found = NOT_RELEASED.findall(path.read_text(encoding="utf-8"))
+    assert bool(found) == (path.name in OF_THE_REPOSITORY)
+
+
+def known_options() -> set[str]:
+    """Options of all command lines here, and of MONAI's that documents name."""
+    sources = [*(BUNDLE / "scripts").rglob("*.py"), *ROOT.glob("monailabel_app/*.py")]
+    sources += ROOT.glob("tests/benchmarks/*.*")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".sh", ".md"))
+    own = set(re.findall(r"[\"[]--([a-z][\w-]*)", text))
+    return own | {*SECTIONS, "config_file", "tracking", "uvicorn_app", "host"}
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=str)
+def test_named_options_exist(document: Document) -> None:
+    """Keys of the configs, or options of a command line."""
+    bases = [["train.json", "evaluate.json"], ["train.json", "multi_gpu_train.json"], ["inference.json"]]
+    bases += [["train.json", "pretrain.json", "localize.json"]]
+    parsers = [ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in names])) for names in bases]
+    known = known_options()
+    for name in named_options(document.text):
+        assert name in known or any(name in parser for parser in parsers), f"{document}: no --{name}"
