@@ -239,7 +239,8 @@ def test_exported_weights_are_entered_and_no_demonstration(tmp_path: Path) -> No
     check_weights(weights, bundle=tmp_path)
     content = json.loads((tmp_path / "configs/metadata.json").read_text())
     assert content["demonstration_weights"] == []
-    elsewhere = tmp_path / "best.pt"
-    elsewhere.write_bytes(b"a run's")
-    assert not enter_weights(elsewhere, bundle=tmp_path)
-    check_weights(elsewhere, bundle=tmp_path)
+    for other in (tmp_path / "best.pt", tmp_path / "models" / "another.pt"):
+        other.write_bytes(b"a run's")
+        assert not enter_weights(other, bundle=tmp_path)
+        check_weights(other, bundle=tmp_path)
+    assert json.loads((tmp_path / "configs/metadata.json").read_text()) == content

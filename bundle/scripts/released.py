@@ -32,15 +32,15 @@ def check_weights(path: Path, *, bundle: Path = BUNDLE) -> None:
 
 
 def enter_weights(path: Path, *, bundle: Path = BUNDLE) -> bool:
-    """Writes the SHA-256 of new weights in the bundle's models/ into its metadata; they are no demonstration any more.
+    """Writes the SHA-256 of what replaced the bundle's own weights into its metadata; it is no demonstration any more.
 
     Returns:
-        Whether the file lies there and was entered.
+        Whether the metadata name the file, and now with what it holds.
     """
     name, metadata = _name(path, bundle), _metadata(bundle)
-    if name is None or not metadata:
+    if name not in metadata.get("weights_sha256", {}):
         return False
-    metadata.setdefault("weights_sha256", {})[name] = sha256(path)
+    metadata["weights_sha256"][name] = sha256(path)
     metadata["demonstration_weights"] = [file for file in metadata.get("demonstration_weights", ()) if file != name]
     with whole_file(bundle / "configs" / "metadata.json") as partial:
         partial.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
