@@ -50,6 +50,7 @@ from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.release import RELEASES, contents
+from scripts.released import enter_weights
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ WITH_RELEASED_WEIGHTS = ("README.md", "monailabel_app/README.md", "bundle/docs/s
 # At the top of a folder that is copied: models, and what runs leave behind.
 LEFT_BEHIND = {"models", "runs", "data", "demo", "eval", "out", "model", "logs"}
 GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]", "surrogate_t2_cet1": "[4,4,4]"}  # of the made scans, about
-TINY_PHANTOMS = {"--training": 1, "--validation": 1, "--testing": 1}  # at most; of documents that train on others, one
+PHANTOMS = ("--training", "--validation", "--testing")  # one of each; one in all where nothing is trained on them
 TINY_BENCHMARK = {
     "full_scan.py": "--size small --cases 1",
     "bench_step.py": (
@@ -202,6 +203,7 @@ class Sandbox:
                 shutil.copytree(BUNDLE / "models", self.bundle / "models")
             else:
                 write_weights(self.bundle / "models", self.task)
+                enter_all(self.bundle)
         self.stamp.touch()
         tiny = (CONFIGS / "debug.yaml").read_text(encoding="utf-8")
         assert re.search("^localize: false", tiny, re.MULTILINE)
@@ -483,10 +485,10 @@ def small(words: list[str], grid: str, *, trains: bool) -> list[str]:
     elif "scripts.prepare" in words:
         words += ["--workers", "1"]
         if "phantom" in words:
-            given = {name: int(words[words.index(name) + 1]) for name in TINY_PHANTOMS if name in words}
-            for name, number in TINY_PHANTOMS.items():
-                most = number if trains or name == "--training" else 0
-                words += [name, str(min(most, given.get(name, most)))]
+            given = {name: int(words[words.index(name) + 1]) if name in words else 1 for name in PHANTOMS}
+            wanted = [name for name, number in given.items() if number]
+            for name in PHANTOMS:
+                words += [name, str(int(name in (wanted if trains else wanted[:1])))]
             words += ["--size", "small"]
     elif "scripts.demo" in words:
         words += ["--training", "3", "--epochs", "1", "--pretrain-epochs", "1"]
@@ -523,6 +525,12 @@ def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | No
     return folder / "model.pt"
 
 
+def enter_all(bundle: Path) -> None:
+    """Names a bundle's weights in its metadata, as scripts.export does."""
+    for path in (bundle / "models").rglob("*.pt"):
+        enter_weights(path, bundle=bundle.resolve())
+
+
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both bundles as the release tool lays them out, with tiny weights."""
@@ -539,6 +547,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = folder / chosen.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        enter_all(folder / chosen.name)
     return folder
 
 
