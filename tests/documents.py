@@ -20,7 +20,7 @@ CONFIGS = BUNDLE / "configs"
 PROGRAMS = "python|make|torchrun|bash|sha256sum|source|pip|curl|cat|cd|mv"
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:(?:\.\./)?\.venv/bin/)?(?:{PROGRAMS})\s+\S")
 # A fenced block with its language, a span of code, or a heading; a block without a language holds commands, comments.
-CODE = re.compile(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`|^(## )", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$|`([^`\n]+)`|^(## )", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IN_DESCRIPTION = re.compile(r"(?:python|torchrun) .*?(?=\. |: |\.$)")
 
@@ -63,7 +63,7 @@ class Document:
                 found[-1] += [span] if COMMAND.match(span) else []
             elif not language:
                 lines = [re.sub(r"(^|\s+)# .*$", "", line) for line in block.splitlines()]
-                found[-1] += [line for line in lines if line.strip()]
+                found[-1] += [line.strip() for line in lines if line.strip()]
         return found
 
     @property

@@ -7,6 +7,7 @@ processes, servers and whole documents of experiments are marked slow. How a doc
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -16,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -47,6 +49,8 @@ from scripts.data.record import sha256
 from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
+from scripts.release import RELEASES, contents
+from scripts.released import enter_weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +58,15 @@ SECONDS = 900  # a command; most take 2, the demonstration some 200 on an idle m
 VERSION = "0.0.1"
 PATIENTS = 4
 
+PUBLISHES = "uploads, or needs what was uploaded; on this machine: tests/test_publishing.py"
+PACKS = "needs a committed tree with all weights: tests/test_release.py"
 INSTALLS = "installs packages for minutes; every test here needs them to be there"
 GPU = "needs a GPU, and up to an hour on it"
 BENCH_INFERENCE = "python ../tests/benchmarks/bench_inference.py"
+DOWNLOAD = "python -m monai.bundle download --name tissnet_glioma --version V"
+PUSH = (
+    "push_to_hf_hub --repo OWNER/tissnet_glioma --name tissnet_glioma --bundle_dir unpacked --version V --private False"
+)
 ELSEWHERE = {
     "make setup": INSTALLS,
     "python -m venv .venv": INSTALLS,
@@ -73,6 +83,18 @@ ELSEWHERE = {
         "needs nncf, which is not among the requirements"
     ),
     f"{BENCH_INFERENCE} --whole-scan": "5 minutes; takes the released weights, whose networks cannot be made small",
+    "make zoo-check": "is tests/test_zoo.py",
+    "python -m scripts.release --task vs --version V --output ../dist": PACKS,
+    "python -m scripts.release --task glioma --version V --output ../dist": PACKS,
+    "python -m scripts.release --task glioma --version 0.1.0 --output ../dist": PACKS,
+    "python -m scripts.release ... --assets-url https://github.com/OWNER/REPO/releases/download/vV": PACKS,
+    f"{DOWNLOAD} --source github --repo OWNER/REPO/vV --bundle_dir DIR": PUBLISHES,
+    f"{DOWNLOAD} --source huggingface_hub --repo OWNER/tissnet_glioma --bundle_dir DIR": PUBLISHES,
+    "unzip dist/tissnet_glioma_vV.zip -d unpacked": PUBLISHES,
+    f"HF_TOKEN=... python -m fire monai.bundle {PUSH}": PUBLISHES,
+    "python -m monai.bundle push_to_hf_hub": "is said to fail: tests/test_publishing.py has what works",
+    "python -m monai.bundle download_large_files --bundle_path models/NAME": PUBLISHES,
+    "cd DIR && sha256sum -c tissnet_glioma_vV.zip.sha256": PUBLISHES,
     "cat train_vs.pt.* > train_vs.pt": "joins what gpu.sh left on a GPU",
     "sha256sum -c --ignore-missing weights.sha256": "checks what gpu.sh left on a GPU",
     **{
@@ -96,10 +118,21 @@ WITH_COMMANDS = [document for document in documents() if document.commands and d
 EXPERIMENTS = ("bundle/docs/results.md", "tests/benchmarks/README.md", "bundle/configs/")
 SHORT = [document for document in WITH_COMMANDS if not document.name.startswith(EXPERIMENTS)]
 
+# Where the commands of a document are typed, if not in the repository; of commands.md the second time is a slow test.
+RELEASED_WITH: dict[str, tuple[str, ...]] = {
+    "bundle/docs/README.md": ("vs",),
+    "bundle/docs/glioma.md": ("glioma",),
+    "bundle/docs/commands.md": ("vs", "glioma"),
+    "bundle/docs/data.md": ("vs",),
+}
+AGAIN = [(document, "glioma") for document in SHORT if document.name == "bundle/docs/commands.md"]
+# What starts servers needs networks of the size that inference.json has.
+WITH_RELEASED_WEIGHTS = ("README.md", "monailabel_app/README.md", "bundle/docs/slicer.md")
+
 # At the top of a folder that is copied: models, and what runs leave behind.
 LEFT_BEHIND = {"models", "runs", "data", "demo", "eval", "out", "model", "logs"}
 GRID = {"vs": "[0.82,0.82,2.2]", "glioma": "[4,4,4]", "surrogate_t2_cet1": "[4,4,4]"}  # of the made scans, about
-TINY_PHANTOMS = {"--training": 1, "--validation": 1, "--testing": 1}
+PHANTOMS = ("--training", "--validation", "--testing")  # one of each; one in all where nothing is trained on them
 TINY_BENCHMARK = {
     "full_scan.py": "--size small --cases 1",
     "bench_step.py": (
@@ -120,8 +153,8 @@ def elsewhere(command: str) -> bool:
 
 
 def is_slow(command: str) -> bool:
-    """Processes that each import everything, for half a minute; servers; the demonstration."""
-    return command.startswith("torchrun") or bool(SERVER.search(command)) or "scripts.demo" in command
+    """Processes that each import everything, for half a minute; servers; the demonstration; ONNX, 8 seconds."""
+    return bool(SERVER.search(command) or re.search("^torchrun|scripts.demo|onnx_export", command))
 
 
 def task_of(text: str) -> str:
@@ -132,38 +165,51 @@ def task_of(text: str) -> str:
 
 
 class Sandbox:
-    """A copy of the project with tiny weights, for one document, and what its names in capitals stand for.
+    """A copy of the project, or of a released bundle, with tiny weights; and what the names of a document stand for.
 
     Args:
         folder: empty.
         document: whose commands are run.
+        released: the bundle that the commands are typed in, "vs" or "glioma"; None for the repository.
+        releases: folder of both.
         warm: runs python.
         made: task to a folder of tiny prepared phantoms.
     """
 
-    def __init__(self, folder: Path, document: Document, warm: Warm, made: Callable[[str], Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        document: Document,
+        released: str | None,
+        *,
+        releases: Path,
+        warm: Warm,
+        made: Callable[[str], Path],
+    ) -> None:
         self.folder, self.document, self.warm, self.made = folder, document, warm, made
-        self.log = folder / "log.txt"
+        self.releases, self.log = releases, folder / "log.txt"
         self.root = folder / "project"
-        self.task = task_of(document.name)
         self.bundle = self.root / "bundle"
-        for name in ("bundle", "monailabel_app", "tests/benchmarks"):
-            copy_tree(ROOT / name, self.root / name, without=LEFT_BEHIND)
-        for name in ("requirements.txt", "Makefile"):
-            shutil.copy(ROOT / name, self.root)
-        self.stamp = self.root / "installed"
+        self.stamp = folder / "installed"
+        self.task = released or task_of(document.name)
+        if released:
+            shutil.copytree(releases / RELEASES[released].name, self.bundle)
+        else:
+            for name in ("bundle", "monailabel_app", "tests/benchmarks"):
+                copy_tree(ROOT / name, self.root / name, without=LEFT_BEHIND)
+            for name in ("requirements.txt", "Makefile"):
+                shutil.copy(ROOT / name, self.root)
+            if document.name in WITH_RELEASED_WEIGHTS:
+                shutil.copytree(BUNDLE / "models", self.bundle / "models")
+            else:
+                write_weights(self.bundle / "models", self.task)
+                enter_all(self.bundle)
         self.stamp.touch()
         tiny = (CONFIGS / "debug.yaml").read_text(encoding="utf-8")
         assert re.search("^localize: false", tiny, re.MULTILINE)
         (self.bundle / "configs/debug.yaml").write_text(re.sub(r"^localize: .*\n", "", tiny, flags=re.MULTILINE))
         cases = "".join(f"{case},{section}\n" for case, section in self.patients().items())
         (self.bundle / "docs/glioma_split.csv").write_text(f"case,split\n{cases}")
-        if document.name == "bundle/docs/glioma.md":
-            self.bundle = released_glioma(self.bundle, folder / "tissnet_glioma")
-        if document.name.startswith("monailabel_app") or document.name == "README.md":
-            shutil.copytree(BUNDLE / "models", self.bundle / "models")
-        else:
-            write_weights(self.bundle / "models", self.task)
         if document.name == "monailabel_app/README.md":
             self.make_version()
         self.cwd = self.root
@@ -171,12 +217,12 @@ class Sandbox:
     def run(self, command: str) -> None:
         """Types a command: fills in its names, makes it small, runs it and asks for exit status 0."""
         if not self.cwd.is_relative_to(self.folder / "BUNDLES"):
-            in_bundle = self.document.name.startswith("bundle/") or MODULE.search(command)
+            in_bundle = MODULE.search(command) or (self.document.name.startswith("bundle/") and "make " not in command)
             self.cwd = self.bundle if in_bundle else self.root
         line = re.sub(r"(?<![A-Z_])[A-Z][A-Z_]{2,}\b(?!=)(?![A-Z_])", lambda name: self.meaning(name[0]), command)
         line = line.replace("Task01_BrainTumour", str(ROOT / "tests/data/Task01_BrainTumour"))
         line = line.replace(":29500", f":{free_port()}")
-        words = small(shlex.split(line), GRID[task_of(f"{self.task} {command}")])
+        words = small(shlex.split(line), GRID[task_of(f"{self.task} {command}")], trains=self.document not in SHORT)
         self.log.write_text(f"{shlex.join(words)}\n")
         if words[0] == "cd":
             self.cwd = self.cwd / words[1]
@@ -248,8 +294,8 @@ class Sandbox:
 
     @staticmethod
     def patients() -> dict[str, str]:
-        """Made patients of BraTS, and their sections."""
-        sections = ("training", "training", "validation", "testing")
+        """Made patients of BraTS, and their sections: two to validate, for two processes."""
+        sections = ("training", "training", "validation", "validation", "testing")
         return {f"BraTS2021_{number:05d}": section for number, section in enumerate(sections, start=1)}
 
     def make_downloaded(self, path: Path) -> None:
@@ -362,15 +408,17 @@ class Sandbox:
         (name,) = set(re.findall(r"--name (\w+)", self.document.text))
         path.mkdir()
         packed = path / f"{name}_v{VERSION}"
-        content = self.folder / "content" / name
-        copy_tree(self.bundle, content, without=LEFT_BEHIND - {"models"})
-        shutil.make_archive(str(packed), "zip", content.parent, name)
+        content = self.folder / "content"
+        shutil.copytree(self.releases / name, content / name)
+        for changed in ("configs/debug.yaml", "docs/glioma_split.csv"):
+            shutil.copy(self.bundle / changed, content / name / changed)
+        shutil.make_archive(str(packed), "zip", content, name)
         zip_file = packed.with_name(f"{packed.name}.zip")
         zip_file.with_name(f"{zip_file.name}.sha256").write_text(f"{sha256(zip_file)}  {zip_file.name}\n")
 
     def make_bundle(self, path: Path) -> None:
         """A bundle that is not called a demonstration, to serve."""
-        shutil.copytree(self.bundle, path)
+        copy_tree(BUNDLE, path, without=LEFT_BEHIND - {"models"})
         metadata = json.loads((path / "configs/metadata.json").read_text())
         (path / "configs/metadata.json").write_text(json.dumps(metadata | {"demonstration_weights": []}))
 
@@ -414,8 +462,14 @@ def copy_tree(source: Path, folder: Path, *, without: set[str]) -> None:
     )
 
 
-def small(words: list[str], grid: str) -> list[str]:
-    """A command that takes seconds: the same files and options, with small networks and numbers behind them."""
+def small(words: list[str], grid: str, *, trains: bool) -> list[str]:
+    """A command that takes seconds: the same files and options, with small networks and numbers behind them.
+
+    Args:
+        words: the command's.
+        grid: of the networks, mm.
+        trains: whether there is a training on phantoms that the document makes.
+    """
     words = list(words)
     if "--config_file" in words and "monai.bundle" in words:
         at = words.index("--config_file") + 1
@@ -431,9 +485,10 @@ def small(words: list[str], grid: str) -> list[str]:
     elif "scripts.prepare" in words:
         words += ["--workers", "1"]
         if "phantom" in words:
-            given = {name: int(words[words.index(name) + 1]) for name in TINY_PHANTOMS if name in words}
-            for name, number in TINY_PHANTOMS.items():
-                words += [name, str(min(number, given.get(name, number)))]
+            given = {name: int(words[words.index(name) + 1]) if name in words else 1 for name in PHANTOMS}
+            wanted = [name for name, number in given.items() if number]
+            for name in PHANTOMS:
+                words += [name, str(int(name in (wanted if trains else wanted[:1])))]
             words += ["--size", "small"]
     elif "scripts.demo" in words:
         words += ["--training", "3", "--epochs", "1", "--pretrain-epochs", "1"]
@@ -470,16 +525,29 @@ def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | No
     return folder / "model.pt"
 
 
-def released_glioma(bundle: Path, folder: Path) -> Path:
-    """The bundle as the glioma zip holds it: every config that has a key of glioma's overrides has its value."""
-    shutil.copytree(bundle, folder)
-    own = ConfigParser.load_config_files([str(path) for path in sorted((folder / "configs").glob("glioma*.yaml"))])
-    for path in (folder / "configs").glob("*.json"):
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps(content | {key: value for key, value in own.items() if key in content}))
-    for path in (folder / "configs").rglob("glioma*.yaml"):
-        path.unlink()
-    (folder / "docs/glioma.md").replace(folder / "docs/README.md")
+def enter_all(bundle: Path) -> None:
+    """Names a bundle's weights in its metadata, as scripts.export does."""
+    for path in (bundle / "models").rglob("*.pt"):
+        enter_weights(path, bundle=bundle.resolve())
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both bundles as the release tool lays them out, with tiny weights."""
+    folder = tmp_path_factory.mktemp("releases")
+    bundle = folder / "project/bundle"
+    copy_tree(BUNDLE, bundle, without=LEFT_BEHIND)
+    write_weights(bundle / "models", "vs")
+    write_weights(bundle / "models/glioma", "glioma")
+    shutil.rmtree(bundle / "models/glioma/localizer")  # none is released
+    for arguments in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *arguments], cwd=bundle, check=True)
+    for chosen in RELEASES.values():
+        for name, content in contents(chosen, bundle).items():
+            path = folder / chosen.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        enter_all(folder / chosen.name)
     return folder
 
 
@@ -491,10 +559,23 @@ def warm() -> Iterator[Warm]:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, warm: Warm, request: pytest.FixtureRequest) -> Callable[[Document], Sandbox]:
+def sandbox(
+    tmp_path: Path, warm: Warm, releases: Path, request: pytest.FixtureRequest
+) -> Callable[[Document, str | None], Sandbox]:
     """Makes the copy that a document's commands are typed in."""
     made = {"vs": "vs_data", "glioma": "glioma_data", "surrogate_t2_cet1": "surrogate_data"}
-    return lambda document: Sandbox(tmp_path, document, warm, lambda task: request.getfixturevalue(made[task]))
+
+    def make(document: Document, released: str | None) -> Sandbox:
+        return Sandbox(
+            tmp_path,
+            document,
+            released,
+            releases=releases,
+            warm=warm,
+            made=lambda task: request.getfixturevalue(made[task]),
+        )
+
+    return make
 
 
 def type_all(document: Document, sandbox: Sandbox, leave_out: Callable[[str], bool]) -> None:
@@ -520,26 +601,34 @@ def route_is_whole(sandbox: Sandbox) -> None:
     np.testing.assert_allclose(image.affine, sandbox.new.affines["T2"], atol=1e-4)
 
 
-@pytest.mark.parametrize("document", SHORT, ids=str)
-def test_commands(document: Document, sandbox: Callable[[Document], Sandbox]) -> None:
+def in_each(chosen: Iterable[Document]) -> list[tuple[Document, str | None]]:
+    """Documents with each place that their commands are typed in."""
+    return [(document, released) for document in chosen for released in RELEASED_WITH.get(document.name, (None,))]
+
+
+@pytest.mark.parametrize(("document", "released"), [case for case in in_each(SHORT) if case not in AGAIN], ids=str)
+def test_commands(document: Document, released: str | None, sandbox: Callable[..., Sandbox]) -> None:
     """What a reader types, but for what is slow."""
-    type_all(document, sandbox(document), leave_out=is_slow)
+    type_all(document, sandbox(document, released), leave_out=is_slow)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "document", [d for d in WITH_COMMANDS if d not in SHORT or any(map(is_slow, d.commands))], ids=str
+    ("document", "released"),
+    in_each(d for d in WITH_COMMANDS if d not in SHORT or any(map(is_slow, d.commands))),
+    ids=str,
 )
-def test_all_commands(document: Document, sandbox: Callable[[Document], Sandbox]) -> None:
+def test_all_commands(document: Document, released: str | None, sandbox: Callable[..., Sandbox]) -> None:
     """Everything that a reader types."""
-    place = sandbox(document)
+    place = sandbox(document, released)
     if document.name.startswith("bundle/configs/"):
         trained_before(place)
     type_all(document, place, leave_out=lambda command: False)
 
 
 def trained_before(sandbox: Sandbox) -> None:
-    """What the head of a config takes for granted: the runs of other configs' heads."""
+    """What the head of a config takes for granted: the runs of other configs' heads, released weights of glioma."""
+    write_weights(sandbox.bundle / "models/glioma", "glioma", pooling=(2, 2, 2))
     for task in ("vs", "glioma"):
         write_weights(sandbox.folder / task, task)
         for name, file in (("perceptor", "perceptor/perceptor.pt"), ("tissnet", "model.pt")):
@@ -589,19 +678,15 @@ def test_links_resolve(document: Document) -> None:
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{document}: no {link}"
 
 
-@pytest.mark.parametrize("card", ["README.md", "glioma.md"])
-def test_links_resolve_in_a_released_bundle(card: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", RELEASES)
+def test_links_resolve_in_a_released_bundle(task: str, releases: Path) -> None:
     """A zip has one card, docs/README.md, and nothing of the repository around the bundle."""
-    copy_tree(BUNDLE, tmp_path / "bundle", without=LEFT_BEHIND)
-    docs = tmp_path / "bundle/docs"
-    text = (docs / card).read_text(encoding="utf-8")
-    (docs / "glioma.md").unlink()
-    (docs / "README.md").write_text(text, encoding="utf-8")
-    for path in docs.glob("*.md"):
+    bundle = releases / RELEASES[task].name
+    for path in bundle.rglob("*.md"):
         for link in links(path.read_text(encoding="utf-8")):
             name, _, anchor = link.partition("#")
-            target = (docs / name) if name else path
-            assert target.resolve().is_relative_to(tmp_path / "bundle") and target.exists(), f"{path.name}: no {link}"
+            target = (path.parent / name).resolve() if name else path
+            assert target.is_relative_to(bundle) and target.exists(), f"{path.name}: no {link}"
             assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: no {link}"
 
 
@@ -618,6 +703,7 @@ def test_a_card_has_the_sections_of_the_model_zoo(card: str) -> None:
 
 # What commands write. A path with a folder of the project, and any other file of code or configuration, must be there.
 WRITTEN = {"config.yaml", "datalist.json", "predictions.json", "contours.json", "datastore_v2.json"}
+WRITTEN |= {"models/model_info.json", "models/NAME/large_files.yml"}  # of the model zoo
 WRITTEN |= {"bundle/models/glioma/model.pt"}  # by scripts.export, see experiments/glioma_weights.yaml
 FOLDERS = ("bundle/", "configs/", "deploy/", "docs/", "models/", "monailabel_app/", "scripts/", "slicer/", "tests/")
 NOT_RELEASED = re.compile(r"configs/(experiments/)?glioma\w*\.yaml|\.\./tests/")
@@ -648,7 +734,9 @@ def known_options() -> set[str]:
     sources += ROOT.glob("tests/benchmarks/*.*")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in (".py", ".sh", ".md"))
     own = set(re.findall(r"[\"[]--([a-z][\w-]*)", text))
-    return own | {*SECTIONS, "config_file", "tracking", "uvicorn_app", "host"}
+    monais = (monai.bundle.run, monai.bundle.download, monai.bundle.push_to_hf_hub)
+    of_monai = {name for function in monais for name in inspect.signature(function).parameters}
+    return own | of_monai | {*SECTIONS, "uvicorn_app", "host", "tracking"}
 
 
 @pytest.mark.parametrize("document", MARKDOWN, ids=str)
