@@ -102,7 +102,6 @@ class BundleTest:
         for modality in self.sources:
             name = f"testing0_{modality}.nii.gz"
             os.rename(os.path.join(self.folder, name), os.path.join(scans, name))
-        self.folder_of_scans = scans
         weights = os.path.join(self.folder, "tiny.pt")
         parser = ConfigWorkflow(
             workflow_type="infer",
@@ -112,7 +111,7 @@ class BundleTest:
         torch.save(parser.get_parsed_content("network_def").state_dict(), weights)
         self.folder = scans
         self.run_workflow("infer", ["inference.json"], output_dir=out, checkpoint_path=weights, pixdim=[1.0, 1.0, 1.0])
-        mask = nib.load(os.path.join(out, "testing0_pred.nii.gz"))
+        mask = nib.load(os.path.join(out, "testing0", "testing0_pred.nii.gz"))
         self.assertEqual(mask.shape, SHAPE)  # type: ignore[attr-defined]
 
 
