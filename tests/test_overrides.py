@@ -193,7 +193,9 @@ def test_a_documented_command_passes(line: str) -> None:
     assert list(problems(read(line))) == []
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted({*CONFIGS.rglob("*.yaml")} - {CONFIGS / "metadata_glioma.yaml"}), ids=lambda path: path.stem
+)
 @pytest.mark.parametrize(
     "before", [["train.json", "evaluate.json"], ["train.json", "pretrain.json"], ["inference.json"]]
 )
