@@ -77,7 +77,7 @@ ELSEWHERE = {
     "make demo": "7 minutes; is `python -m scripts.demo`, which is run here with fewer steps",
     "make bench": "25 minutes; the same files are run here for results.md, with smaller sizes",
     'make serve STUDIES=http://127.0.0.1:8042/dicom-web SERVE_OPTIONS="--models BUNDLE"': (
-        "needs Orthanc: test_app_dicom.py::test_server_of_an_archive"
+        "needs an archive; tests/test_app_dicom.py and tests/benchmarks/ohif.py have Orthanc"
     ),
     f'{BENCH_INFERENCE} --crop 128 128 16 --arms "OpenVINO int8" "engine, as inference.json"': (
         "needs nncf, which is not among the requirements"
