@@ -163,7 +163,7 @@ def apps(task: str, bundle: Path, work: Path, transcript: Transcript) -> None:
     (work / "shim/sitecustomize.py").write_text(SHIM)
     stock = work / f"app_{task}"
     shutil.copytree(Path(sys.prefix) / "monailabel/sample-apps/monaibundle", stock)
-    shutil.copytree(bundle, stock / "model" / bundle.name, ignore=shutil.ignore_patterns("data", "runs", "out", "eval"))
+    shutil.unpack_archive(work / f"{bundle.name}.zip", stock / "model")
     for label, arguments, cwd in (
         ("our app", ["monailabel_app", "--models", str(bundle), "--conf", "allow_demo_weights", "true"], ROOT),
         ("monaibundle", ["monailabel.main", "start_server", "--app", str(stock), "--host", "127.0.0.1",
@@ -175,8 +175,12 @@ def apps(task: str, bundle: Path, work: Path, transcript: Transcript) -> None:
         print(f"\n{cwd.name}$ {shlex.join(['python', *command[1:]])}", flush=True)
         env = os.environ | ({"PYTHONPATH": str(work / "shim")} if label == "monaibundle" else {})
         url = f"http://127.0.0.1:{port}"
-        with running(command, url, work / f"{task}_{label.replace(' ', '_')}.log", cwd=cwd, env=env):
-            mask = ask(url, bundle.name, image, LABELS[task], transcript)
+        mask = None
+        try:
+            with running(command, url, work / f"{task}_{label.replace(' ', '_')}.log", cwd=cwd, env=env):
+                mask = ask(url, bundle.name, image, LABELS[task], transcript)
+        except RuntimeError as error:
+            transcript.say(f"{label}: {error}", False)
         if mask is not None:
             same = mask.shape == expected.shape and np.array_equal(mask > 0, expected > 0)
             values = sorted(np.unique(mask).tolist())
