@@ -44,7 +44,7 @@ NETWORKS = {
 REQUIRED_FILES = ("LICENSE", METADATA, "configs/train.json", "configs/inference.json", "models/model.pt")
 REQUIRED_KEYS = (
     *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
-    *("required_packages_version", "optional_packages_version", "supported_apps", "name", "task", "description"),
+    *("required_packages_version", "supported_apps", "name", "task", "description"),
     *("authors", "copyright", "data_source", "data_type", "image_classes", "label_classes", "pred_classes"),
     *("eval_metrics", "weights_sha256", "demonstration_weights", "intended_use", "references", "network_data_format"),
 )
@@ -196,7 +196,7 @@ def _check_metadata(files: Mapping[str, bytes], version: str, repository: Path) 
     lines = (repository / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     stated = {package: metadata[key] for key, package in PACKAGES.items()}
-    stated |= metadata["required_packages_version"] | metadata["optional_packages_version"]
+    stated |= metadata["required_packages_version"]
     if wrong := [
         f"{name} {found} (pinned {pins.get(name)})" for name, found in stated.items() if pins.get(name) != found
     ]:

@@ -78,16 +78,19 @@ class Transcript:
         self.failed += not ok
         print(f"  {'ok' if ok else 'FAILED'}: {text}", flush=True)
 
-    def run(self, command: str, folder: Path, *, expected: int = 0, lines: int = LAST_LINES) -> None:
-        """One command as a reader types it; `python` is this environment's."""
+    def run(self, command: str, folder: Path, *, expected: int = 0, told: str = "") -> None:
+        """One command as a reader types it, in this environment; shown is what has `told` in it, or the end."""
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         print(f"\n{folder.name}$ {command}", flush=True)
         started = time.perf_counter()
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
         shown = [line for line in (done.stdout + done.stderr).replace("\r", "\n").splitlines() if line.strip()]
-        for line in shown[-(60 if done.returncode != expected else lines) :]:
-            print(f"  | {line[:220]}")
-        self.say(f"exit status {done.returncode}, {time.perf_counter() - started:.0f} s", done.returncode == expected)
+        ok = done.returncode == expected
+        found = [line for line in shown if told in line] if told else shown
+        for line in found[-LAST_LINES:] if ok else shown[-60:]:
+            print(f"  | {line[:400]}")
+        status = f"exit status {done.returncode}, {time.perf_counter() - started:.0f} s"
+        self.say(status, ok and bool(found or not told))
 
 
 def steps(task: str, version: str, data: Mapping[str, str], patch_size: list[int]) -> Iterator[str]:
@@ -111,7 +114,7 @@ def steps(task: str, version: str, data: Mapping[str, str], patch_size: list[int
     )
     yield "python -m scripts.report runs/released --output runs/report"
     yield "python -m monai.bundle run --config_file configs/inference.json --dataset_dir scans --output_dir out"
-    yield "python -c " + shlex.quote(LOAD.format(name=BUNDLES[task], version=version, data=f"data/{task}"))
+    yield "python -c " + shlex.quote(LOAD.format(name=BUNDLES[task], version=version, data=f"data/{next(iter(data))}"))
     meta, config = "--meta_file configs/metadata.json", "--config_file configs/inference.json"
     yield f"python -m monai.bundle verify_metadata {meta} --filepath eval/schema.json"
     yield f"python -m monai.bundle verify_net_in_out network_def {meta} {config}"
@@ -197,7 +200,7 @@ def tampered(bundle: Path, archive: Path, work: Path, transcript: Transcript) ->
     kept = weights.rename(weights.with_suffix(".kept"))
     weights.write_bytes(content)
     command = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir scans --output_dir refused"
-    transcript.run(command, bundle, expected=1, lines=1)
+    transcript.run(command, bundle, expected=1, told="ValueError: ")
     kept.replace(weights)
     folder = work / "tampered"
     folder.mkdir()
@@ -210,7 +213,7 @@ def tampered(bundle: Path, archive: Path, work: Path, transcript: Transcript) ->
         f"python -m monai.bundle download --name {bundle.name} --url {(folder / archive.name).as_uri()} --bundle_dir x",
         folder,
         expected=1,
-        lines=1,
+        told="BadZipFile: ",
     )
     shutil.rmtree(folder)
 
