@@ -21,6 +21,7 @@ from monai.data import MetaTensor
 from monailabel_app import versions
 from monailabel_app.errors import InputError, NotFound
 from monailabel_app.infer import DEMONSTRATION, TISSNetInferTask
+from monailabel_app.main import TISSNetApp
 from monailabel_app.served import ServedBundle, _middle_mm
 from monailabel_app.store import case_of, siblings, source_files, start_image
 
@@ -307,11 +308,23 @@ def test_damaged_released_weights_are_refused(bundle_root, tmp_path):
         ServedBundle("tampered", folder)
 
 
-def test_the_metadata_name_the_weights_as_they_are(bundle_root):
-    metadata = json.loads((bundle_root / "configs" / "metadata.json").read_text())
-    shipped = {p.relative_to(bundle_root).as_posix() for p in (bundle_root / "models").rglob("*.pt")}
-    assert {file: versions.sha256(bundle_root / file) for file in shipped} == metadata["weights_sha256"]
-    assert set(metadata["demonstration_weights"]) <= shipped
+def test_the_repositorys_glioma_model_is_as_its_metadata_say(bundle_root):
+    """Grid, weights and label are those of the released glioma bundle, and they are no demonstration."""
+    served = TISSNetApp._load_models({"models": "tissnet_glioma"})["tissnet_glioma"]
+    metadata = ConfigParser.load_config_file(str(bundle_root / "configs" / "metadata_glioma.yaml"))
+    assert served.sha256 == metadata["weights_sha256"]["models/model.pt"]
+    assert not served.demonstration
+    assert served.labels == {"whole tumor": 1} and served.source_modalities == ("T1", "ceT1", "T2")
+    assert served.inferer.size == (64, 64, 32)
+
+
+def test_damaged_glioma_weights_are_refused(bundle_root, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_root / "configs", folder / "configs")
+    (folder / "models" / "glioma").mkdir(parents=True)
+    (folder / "models" / "glioma" / "model.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="tissnet_glioma: .* the file is damaged"):
+        TISSNetApp._load_models({"models": "tissnet_glioma", "bundle": str(folder)})
 
 
 def test_another_networks_weights_are_refused(bundle_root, tmp_path):

@@ -138,9 +138,14 @@ def no_weights_named(metadata: dict) -> None:
     metadata["weights_sha256"].pop("models/model.pt")
 
 
+def no_such_demonstration(metadata: dict) -> None:
+    metadata["demonstration_weights"] = ["models/other.pt"]
+
+
 @pytest.mark.parametrize(
     ("change", "version", "message"),
     [
+        (no_such_demonstration, VERSION, r"calls \['models/other\.pt'\] a demonstration"),
         (None, "9.9.9", r"version 9\.9\.9 is not in the changelog"),
         (other_version, VERSION, "has version 9.9.9, asked for was"),
         (other_version, "9.9.9", r"CHANGELOG\.md has no section for version 9\.9\.9"),

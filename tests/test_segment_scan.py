@@ -23,6 +23,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data.datalist import load_datalist
 from scripts.networks.tissnet import TISSNet
+from scripts.released import enter_weights
 
 SMALL = (4, 4, 8, 8, 8)  # debug.yaml's features
 PROCESS_SECONDS = 240
@@ -64,6 +65,7 @@ def made_small(bundle: Path) -> Path:
     shutil.rmtree(bundle / "models" / "localizer")
     torch.manual_seed(0)
     torch.save(TISSNet(1, features=SMALL).state_dict(), bundle / "models" / "model.pt")
+    assert enter_weights(bundle / "models" / "model.pt", bundle=bundle)
     return bundle
 
 

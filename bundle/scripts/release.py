@@ -209,6 +209,8 @@ def _check_weights(files: Mapping[str, bytes]) -> None:
     named = json.loads(files[METADATA])["weights_sha256"]
     if shipped != named.keys():
         raise ValueError(f"{METADATA} names the weights {sorted(named)}, the bundle has {sorted(shipped)}.")
+    if strange := set(json.loads(files[METADATA])["demonstration_weights"]) - shipped:
+        raise ValueError(f"{METADATA} calls {sorted(strange)} a demonstration, the bundle has {sorted(shipped)}.")
     for name in sorted(shipped):
         if (found := hashlib.sha256(files[name]).hexdigest()) != named[name]:
             raise ValueError(f"{name} has sha256 {found}, {METADATA} names {named[name]}: export the weights again.")
