@@ -91,6 +91,9 @@ ELSEWHERE = {
     "python -m scripts.release --task glioma --version V --output ../dist": PACKS,
     "python -m scripts.release --task glioma --version 0.1.0 --output ../dist": PACKS,
     "python -m scripts.release ... --assets-url https://github.com/OWNER/REPO/releases/download/vV": PACKS,
+    "python ../tests/benchmarks/from_zip.py --dist ../dist --work EMPTY --data glioma=DOWNLOADED": (
+        "10 minutes; needs the archives, and servers: tests/test_release.py, tests/test_app_stock.py"
+    ),
     f"{DOWNLOAD} --source github --repo OWNER/REPO/vV --bundle_dir DIR": PUBLISHES,
     f"{DOWNLOAD} --source huggingface_hub --repo OWNER/tissnet_glioma --bundle_dir DIR": PUBLISHES,
     "unzip dist/tissnet_glioma_vV.zip -d unpacked": PUBLISHES,
