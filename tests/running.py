@@ -19,6 +19,18 @@ import psutil
 import requests
 
 UP_SECONDS, END_SECONDS = 120, 20
+# For a sitecustomize.py: torchvision's wheel expects CUDA libraries, and MONAI Label's sample apps import it.
+TORCHVISION_SHIM = """
+import sys, torch
+try:
+    import torchvision
+except RuntimeError:
+    lib = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        lib.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+        del sys.modules[module]
+"""
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
-from running import free_port, running
+from running import TORCHVISION_SHIM, free_port, running
 from test_app_client import save
 
 from monailabel_app.infer import TISSNetInferTask
@@ -32,17 +32,6 @@ OPTIONS = {
     "monaibundle": ["models", NAME],
     "radiology": ["bundles", NAME, "models", "segmentation_spleen", "use_pretrained_model", "false"],
 }
-SHIM = """
-import sys, torch
-try:
-    import torchvision
-except RuntimeError:  # its wheel expects CUDA libraries
-    lib = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        lib.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-        del sys.modules[module]
-"""
 
 
 @pytest.fixture(scope="module", params=sorted(OPTIONS))
@@ -63,7 +52,7 @@ def stock(request, bundle_root, tmp_path_factory):
     for key, value in zip(conf[::2], conf[1::2], strict=True):
         command += ["--conf", key, value]
     (folder / "shim").mkdir()
-    (folder / "shim" / "sitecustomize.py").write_text(SHIM)  # for the server and its background tasks
+    (folder / "shim" / "sitecustomize.py").write_text(TORCHVISION_SHIM)  # for the server and its background tasks
     env = os.environ | {"PYTHONPATH": str(folder / "shim")}
     url = f"http://127.0.0.1:{port}"
     with running(command, url, folder / "log", cwd=folder, env=env):

@@ -31,7 +31,7 @@ import requests
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from running import free_port, running  # noqa: E402
+from running import TORCHVISION_SHIM, free_port, running  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = {"vs": "tissnet_vestibular_schwannoma", "glioma": "tissnet_glioma"}
@@ -42,18 +42,6 @@ SMALL = "phantom --task vs --training 4 --validation 1 --testing 0 --seed 0"
 TESTED = "phantom --task vs --training 0 --validation 0 --testing 30 --seed 1 --without-tumor 0.334"
 DEBUG = "\"['configs/train.json',{}'configs/debug.yaml']\""
 LAST_LINES = 6  # of a step's output, in the transcript
-# torchvision's wheel expects CUDA libraries; MONAI Label's sample apps import it.
-SHIM = """
-import sys, torch
-try:
-    import torchvision
-except RuntimeError:
-    lib = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        lib.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-        del sys.modules[module]
-"""
 LOAD = """
 from monai.bundle import create_workflow, load
 network = load(name="{name}", bundle_dir="..", version="{version}", workflow_type="inference", source="monaihosting")
@@ -163,7 +151,7 @@ def apps(task: str, bundle: Path, work: Path, transcript: Transcript) -> None:
     case = image.removesuffix("_T2")
     expected = np.asarray(nib.load(next((bundle / "out").rglob(f"{case}_pred.nii.gz"))).dataobj)
     (work / "shim").mkdir(exist_ok=True)
-    (work / "shim/sitecustomize.py").write_text(SHIM)
+    (work / "shim/sitecustomize.py").write_text(TORCHVISION_SHIM)
     stock = work / f"app_{task}"
     shutil.copytree(Path(sys.prefix) / "monailabel/sample-apps/monaibundle", stock)
     shutil.unpack_archive(work / f"{bundle.name}.zip", stock / "model")
