@@ -32,7 +32,7 @@ from scripts.handlers import (
     PreviewHandler,
     WeightsLoader,
 )
-from scripts.per_case import read_per_case
+from scripts.per_case import PREDICTIONS, read_per_case
 from scripts.transforms import AddRefinedd, NameByCased, SplitPredictiond
 
 SHAPE, SPACING = (20, 18, 12), (1.0, 1.0, 2.0)
@@ -46,9 +46,9 @@ CASES = {"found": (True, True), "missed": (True, False), "healthy": (False, Fals
 
 
 class Network(nn.Module):
-    """Finds what is bright: y_f 0.95 there and 0.05 elsewhere, x_t_syn the source itself, y_c 0.1 and y_e 0 throughout.
+    """Finds what is bright: y_f 0.95 there and 0.05 elsewhere, x_t_syn the source itself, y_c 0.9 and y_e 1 throughout.
 
-    So y_r is 0.1, an empty mask, and the mean of both is 0.525 in the tumor.
+    So y_c marks everything, y_r is 0.1, an empty mask, and the mean of both is 0.525 in the tumor.
     """
 
     def __init__(self, channels: int = 4) -> None:
@@ -57,7 +57,7 @@ class Network(nn.Module):
 
     def forward(self, x_s: Tensor) -> Tensor:
         bright = (x_s > 0).float()
-        channels = [0.05 + 0.9 * bright, x_s, 0.1 + 0 * x_s, 0 * x_s, 1 - bright]
+        channels = [0.05 + 0.9 * bright, x_s, 0.9 + 0 * x_s, 1 + 0 * x_s, 1 - bright]
         return torch.cat(channels[: self.channels], dim=1)
 
 
@@ -102,7 +102,7 @@ def evaluator(
         SplitPredictiond("pred"),
         NameByCased(saved),
         AddRefinedd(),
-        AsDiscreted(["pred", "y_r", "mean"], threshold=0.5, allow_missing_keys=True),
+        AsDiscreted(["pred", "coarse", "y_r", "mean"], threshold=0.5, allow_missing_keys=True),
         CopyItemsd("pred", names="with_small_parts"),
         RemoveSmallObjectsd("pred", min_size=smallest_mm3, by_measure=True),  # type: ignore[arg-type]
     ]
@@ -146,7 +146,7 @@ def evaluate(data: list[dict[str, Any]], output: Path, **kwargs: Any) -> dict[tu
 
 def test_table_of_a_found_a_missed_and_no_tumor(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     rows = evaluate(entries, tmp_path / "run")
-    assert list(rows) == [(case, "full_scan", prediction) for case in CASES for prediction in ("y_f", "y_r", "mean")]
+    assert list(rows) == [(case, "full_scan", prediction) for case in CASES for prediction in PREDICTIONS]
     found, missed, healthy = (rows[case, "full_scan", "y_f"] for case in CASES)
     assert (found["dice"], found["assd_mm"], found["hd95_mm"]) == (1, 0, 0)
     assert found["volume_mm3"] == found["volume_truth_mm3"] == TUMOR_MM3
@@ -162,9 +162,14 @@ def test_table_of_a_found_a_missed_and_no_tumor(tmp_path: Path, entries: list[di
     assert math.isnan(healthy["psnr_local"]) and math.isnan(healthy["ssim_local"])
 
 
-def test_the_three_predictions_are_fine_refined_and_mean(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
+def test_the_predictions_are_fine_coarse_refined_and_mean(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     rows = evaluate(entries[:1], tmp_path)
-    assert {key[2]: row["dice"] for key, row in rows.items()} == {"y_f": 1, "y_r": 0, "mean": 1}
+    assert {key[2]: row["dice"] for key, row in rows.items()} == {
+        "y_f": 1,
+        "y_c": pytest.approx(2 * TUMOR_VOXELS / (TUMOR_VOXELS + math.prod(SHAPE))),
+        "y_r": 0,
+        "mean": 1,
+    }
     assert len({row["psnr_global"] for row in rows.values()}) == 1
 
 

@@ -291,7 +291,7 @@ def test_metrics_are_columns_and_survive_the_file(tmp_path: Path) -> None:
     [
         ({"case": ""}, "no case name in row 1"),
         ({"protocol": "whole"}, "case 'a': found protocol 'whole'; expected one of full_scan, paper_crop"),
-        ({"prediction": "y_c"}, "found prediction 'y_c'; expected one of y_f, y_r, mean"),
+        ({"prediction": "y_e"}, "found prediction 'y_e'; expected one of y_f, y_c, y_r, mean"),
         ({"dice": 89.5}, "found dice = 89.5; expected a finite number from 0 to 1"),
         ({"hd95_mm": math.inf}, "found hd95_mm = inf; expected a finite number from 0 to inf, or an empty cell"),
         ({"seconds": -1}, "found seconds = -1"),

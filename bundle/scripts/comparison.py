@@ -30,7 +30,7 @@ def load_run(run: Path, *, prediction: str, protocol: str) -> pd.DataFrame:
 
     Args:
         run: folder that holds per_case.csv.
-        prediction: which rows, y_f, y_r or mean.
+        prediction: which rows, y_f, y_c, y_r or mean.
         protocol: which rows, full_scan or paper_crop.
 
     Raises:

@@ -30,6 +30,7 @@ from scripts.trainer import load_weights
 logger = logging.getLogger(__name__)
 
 THRESHOLD = 0.5
+MASKS = {"y_f": "pred", "y_c": "coarse", "y_r": "y_r", "mean": "mean"}  # per_case.csv's name: postprocessing's
 
 
 class _CaseHandler:
@@ -69,18 +70,19 @@ class _CaseHandler:
 class EvaluationHandler(_CaseHandler):
     """Writes per_case.csv and predictions.json, which the report reads.
 
-    Dice, ASSD, HD95 and volumes are computed on the scan's own grid, for y_f, and with an error map for y_r and the
-    mean of both; PSNR and SSIM on the working grid, where images lie in [-1, 1]; perceptibility as Dice, ASSD and HD95
-    of S_p's mask of the synthetic image. Both files are rewritten after every case, so nothing is lost; what they hold
-    of the other protocol is kept.
+    Dice, ASSD, HD95 and volumes are computed on the scan's own grid, for y_f, and with an error map for y_c, y_r and
+    the mean of y_f and y_r; PSNR and SSIM on the working grid, where images lie in [-1, 1]; perceptibility as Dice,
+    ASSD and HD95 of S_p's mask of the synthetic image. Both files are rewritten after every case, so nothing is lost;
+    what they hold of the other protocol is kept.
 
     Args:
         output_dir: where to write.
         protocol: "full_scan" or "paper_crop", written into the rows.
 
-    Expects from postprocessing: `working` (the inferer's channels on the working grid), the masks `pred` (y_f), `y_r`
-    and `mean`, and `perceptor`, a probability, where there are such channels; from the data `target` and `label` on the
-    working grid, `original_label`, `case`, and the files `files_image`, `files_target`, `files_label`.
+    Expects from postprocessing: `working` (the inferer's channels on the working grid), the masks `pred` (y_f),
+    `coarse` (y_c), `y_r` and `mean`, and `perceptor`, a probability, where there are such channels; from the data
+    `target` and `label` on the working grid, `original_label`, `case`, and the files `files_image`, `files_target`,
+    `files_label`.
     """
 
     def __init__(self, output_dir: str, *, protocol: str = "full_scan") -> None:
@@ -112,7 +114,7 @@ class EvaluationHandler(_CaseHandler):
             for name, value in segmentation_metrics(perceived, truth, spacing=spacing).items():
                 if not name.startswith("volume"):
                     shared[f"perceptibility_{name}"] = value
-        masks = {"y_f": output["pred"]} | {name: output[name] for name in ("y_r", "mean") if name in output}
+        masks = {name: output[key] for name, key in MASKS.items() if key in output}
         for name, mask in masks.items():
             metrics = segmentation_metrics(_array(mask) > THRESHOLD, truth, spacing=spacing)
             self.rows.append({**shared, "prediction": name, **metrics})

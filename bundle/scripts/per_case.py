@@ -36,7 +36,7 @@ CSV_COLUMNS = (
 KEY_COLUMNS = CSV_COLUMNS[:3]
 NUMBER_COLUMNS = CSV_COLUMNS[3:]
 PROTOCOLS = ("full_scan", "paper_crop")
-PREDICTIONS = ("y_f", "y_r", "mean")
+PREDICTIONS = ("y_f", "y_c", "y_r", "mean")  # mean: of y_f and y_r
 
 _DICE_COLUMNS = ("dice", "perceptibility_dice")
 _SIGNED_COLUMNS = ("psnr_global", "psnr_local", "ssim_global", "ssim_local")  # every other number is 0 or more
