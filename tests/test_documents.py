@@ -86,7 +86,12 @@ ELSEWHERE = {
     "python docs/segment_scan.py . SCANS --output OUT_PYTHON": (
         "reads inference.json alone, whose networks cannot be made small: tests/test_segment_scan.py"
     ),
+    "python ../tests/benchmarks/exports.py": "takes the released weights: is run by a slow test of tests/test_exports.py",
     "make zoo-check": "is tests/test_zoo.py",
+    (
+        "python ../tests/benchmarks/exports.py --bundle UNPACKED/tissnet_glioma "
+        "--image PATIENT_t1.nii.gz PATIENT_t1ce.nii.gz PATIENT_t2.nii.gz --label PATIENT_seg.nii.gz"
+    ): "takes an unpacked release and a patient: tests/test_exports.py has both in small",
     "python -m scripts.release --task vs --version V --output ../dist": PACKS,
     "python -m scripts.release --task glioma --version V --output ../dist": PACKS,
     "python -m scripts.release --task glioma --version 0.1.0 --output ../dist": PACKS,
@@ -209,6 +214,7 @@ class Sandbox:
                 shutil.copytree(BUNDLE / "models", self.bundle / "models")
             else:
                 write_weights(self.bundle / "models", self.task)
+                write_weights(self.bundle / "models/glioma", "glioma", pooling=(2, 2, 2))  # glioma_2mm.yaml
                 enter_all(self.bundle)
         self.stamp.touch()
         tiny = (CONFIGS / "debug.yaml").read_text(encoding="utf-8")
@@ -634,8 +640,7 @@ def test_all_commands(document: Document, released: str | None, sandbox: Callabl
 
 
 def trained_before(sandbox: Sandbox) -> None:
-    """What the head of a config takes for granted: the runs of other configs' heads, released weights of glioma."""
-    write_weights(sandbox.bundle / "models/glioma", "glioma", pooling=(2, 2, 2))
+    """What the head of a config takes for granted: the runs of other configs' heads."""
     for task in ("vs", "glioma"):
         write_weights(sandbox.folder / task, task)
         for name, file in (("perceptor", "perceptor/perceptor.pt"), ("tissnet", "model.pt")):

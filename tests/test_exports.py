@@ -34,8 +34,10 @@ SMALL = (4, 4, 8, 8, 8)  # debug.yaml's features
 HEAD_STD = 0.5  # heads start near 0; with this, probabilities go from near 0 to near 1
 SPREAD = 0.9
 ON_A_CPU = [name for name in FORMATS if lacking(name, CPU) is None]
-# Largest difference of the probability: at least five times what this network had on the committed patient.
+# Largest difference of the probability: at least five times what this network had on the committed patient, and on a
+# whole one, in whose windows is more air.
 TOLERANCES = {name: 0.1 if name == "OpenVINO, its own choice" else 1e-4 for name in ON_A_CPU}
+ON_A_WHOLE_SCAN = TOLERANCES | {"ONNX Runtime": 3e-4, "OpenVINO, float32": 0.01}
 PROCESS_SECONDS = 900
 
 Compared = tuple[Tensor, dict[str, list[float]]]
@@ -185,7 +187,7 @@ def test_formats_agree_on_a_whole_real_patient(bundle: Path, files: Path) -> Non
     config, runs = runs_of(bundle, files, ON_A_CPU, CPU)
     compared = compare(config, runs, scans, CPU)
     for name in ON_A_CPU:
-        assert_agrees(compared, name, FORMATS[name].difference)
+        assert_agrees(compared, name, ON_A_WHOLE_SCAN[name])
 
 
 @pytest.mark.slow
