@@ -86,7 +86,7 @@ ELSEWHERE = {
     "python docs/segment_scan.py . SCANS --output OUT_PYTHON": (
         "reads inference.json alone, whose networks cannot be made small: tests/test_segment_scan.py"
     ),
-    "python ../tests/benchmarks/exports.py": "takes the released weights: is run by a slow test of tests/test_exports.py",
+    "python ../tests/benchmarks/exports.py": "takes the released weights: a slow test of tests/test_exports.py",
     "make zoo-check": "is tests/test_zoo.py",
     (
         "python ../tests/benchmarks/exports.py --bundle UNPACKED/tissnet_glioma "
