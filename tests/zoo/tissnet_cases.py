@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
+MASKS = ("y_f", "y_c", "y_r", "mean")  # rows of a case in per_case.csv
 SHAPE, SECTIONS = (40, 40, 16), {"training": 2, "validation": 1, "testing": 1}
 SMALL = {
     "features": [4, 4, 8, 8, 8],
@@ -94,7 +95,7 @@ class BundleTest:
         evaluating = TRAINING | {"run_dir": run, "run_id": "evaluating", "S_p#weight": 0}
         self.run_workflow("train", ["train.json", "evaluate.json"], **evaluating)
         with open(os.path.join(run, "per_case.csv")) as file:
-            self.assertEqual(len(file.read().splitlines()) - 1, 3 * SECTIONS["testing"])  # type: ignore[attr-defined]
+            self.assertEqual(len(file.read().splitlines()) - 1, len(MASKS) * SECTIONS["testing"])  # type: ignore[attr-defined]
 
     def test_2_infer(self) -> None:
         scans, out = os.path.join(self.folder, "scans"), os.path.join(self.folder, "out")
