@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(ROOT))
     sys.argv = ["monailabel", "start_server", "--app", str(APP), "--studies", studies]
-    sys.argv += ["--host", args.host, "--port", str(args.port), "--uvicorn_app", "monailabel_app.server:app"]
+    sys.argv += ["--host", args.host, "--port", str(args.port), "--uvicorn_app", "monailabel_app.web.server:app"]
     for key, value in [("models", args.models), *args.conf]:
         sys.argv += ["--conf", key, value]
     from monailabel.main import Main  # reads the environment when imported

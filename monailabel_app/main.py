@@ -27,16 +27,16 @@ APP = Path(__file__).resolve().parent
 if str(APP.parent) not in sys.path:
     sys.path.insert(0, str(APP.parent))
 
-from monailabel_app.batch import TISSNetBatchInferTask  # noqa: E402
-from monailabel_app.dicom_store import open_store  # noqa: E402
+from monailabel_app.bundle import ServedBundle  # noqa: E402
 from monailabel_app.errors import InputError, NotFound  # noqa: E402
-from monailabel_app.infer import DEMONSTRATION, TISSNetInferTask  # noqa: E402
-from monailabel_app.scoring import DiceOfSubmitted  # noqa: E402
-from monailabel_app.served import ServedBundle  # noqa: E402
-from monailabel_app.shared_store import mend, share  # noqa: E402
-from monailabel_app.store import source_files  # noqa: E402
-from monailabel_app.strategies import Disagreement, FirstCome  # noqa: E402
-from monailabel_app.train import TISSNetTrainTask  # noqa: E402
+from monailabel_app.store.cases_files import source_files  # noqa: E402
+from monailabel_app.store.dicom_store import open_store  # noqa: E402
+from monailabel_app.store.shared import mend, share  # noqa: E402
+from monailabel_app.tasks.batch import TISSNetBatchInferTask  # noqa: E402
+from monailabel_app.tasks.infer import DEMONSTRATION, TISSNetInferTask  # noqa: E402
+from monailabel_app.tasks.scoring import DiceOfSubmitted  # noqa: E402
+from monailabel_app.tasks.strategies import Disagreement, FirstCome  # noqa: E402
+from monailabel_app.tasks.train import TISSNetTrainTask  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

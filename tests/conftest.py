@@ -20,15 +20,15 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 
-from scripts.assemble import prepare_source
 from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
-from scripts.data.phantom import make_phantom
+from scripts.data.dataset import prepare_source
+from scripts.data.phantom.make import make_phantom
 from scripts.release import RELEASES, release
 
 TESTS = Path(__file__).parent
 BUNDLE_ROOT = TESTS.parent / "bundle"
 CONFIGS = BUNDLE_ROOT / "configs"
-FIXTURE = TESTS / "data" / "Task01_BrainTumour"
+FIXTURE = TESTS / "fixtures" / "Task01_BrainTumour"
 RELEASE_READS = ("CHANGELOG.md", "requirements.txt", ".gitignore")  # of the repository, besides bundle/
 
 # Voxels, mm, and the tumor's diameter in mm; the grids are as small as the debug patches allow.

@@ -20,12 +20,12 @@ from documents import Document, config_files
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 
-from scripts.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
-from scripts.methods.tissnet import WEIGHTS, TISSNetMethod
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import FEATURES, UNet2d5
-from scripts.trainer import two_phase_schedule
+from scripts.training.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
+from scripts.training.methods.tissnet import WEIGHTS, TISSNetMethod
+from scripts.training.trainer import two_phase_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"
@@ -362,7 +362,7 @@ def test_the_first_of_several_processes_logs_and_draws(files: list[str]) -> None
         *(("train", name) for name in ("StatsHandler", "TensorBoardStatsHandler")),
         *(
             ("validate", name)
-            for name in ("StatsHandler", "TensorBoardStatsHandler", "scripts.handlers.PreviewHandler")
+            for name in ("StatsHandler", "TensorBoardStatsHandler", "scripts.evaluation.handlers.PreviewHandler")
         ),
     ]
     assert parser["first_process"] is True

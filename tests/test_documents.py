@@ -38,7 +38,7 @@ from documents import (
     named_files,
     named_options,
 )
-from made_tcia import MadePatient, write_patient
+from made.tcia import MadePatient, write_patient
 from monai.bundle import ConfigParser
 from running import free_port, running
 from warm import Warm
@@ -50,7 +50,7 @@ from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.release import RELEASES, contents
-from scripts.released import enter_weights
+from scripts.weights import enter_weights
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ ELSEWHERE = {
     "make demo": "7 minutes; is `python -m scripts.demo`, which is run here with fewer steps",
     "make bench": "25 minutes; the same files are run here for results.md, with smaller sizes",
     'make serve STUDIES=http://127.0.0.1:8042/dicom-web SERVE_OPTIONS="--models BUNDLE"': (
-        "needs an archive; tests/test_app_dicom.py and tests/benchmarks/ohif.py have Orthanc"
+        "needs an archive; tests/app/store/test_dicom_store.py and tests/benchmarks/ohif.py have Orthanc"
     ),
     f'{BENCH_INFERENCE} --crop 128 128 16 --arms "OpenVINO int8" "engine, as inference.json"': (
         "needs nncf, which is not among the requirements"
@@ -97,7 +97,7 @@ ELSEWHERE = {
     "python -m scripts.release --task glioma --version 0.1.0 --output ../dist": PACKS,
     "python -m scripts.release ... --assets-url https://github.com/OWNER/REPO/releases/download/vV": PACKS,
     "python ../tests/benchmarks/from_zip.py --dist ../dist --work EMPTY --data glioma=DOWNLOADED": (
-        "10 minutes; needs the archives, and servers: tests/test_release.py, tests/test_app_stock.py"
+        "10 minutes; needs the archives, and servers: tests/test_release.py, tests/app/test_stock.py"
     ),
     f"{DOWNLOAD} --source github --repo OWNER/REPO/vV --bundle_dir DIR": PUBLISHES,
     f"{DOWNLOAD} --source huggingface_hub --repo OWNER/tissnet_glioma --bundle_dir DIR": PUBLISHES,
@@ -232,7 +232,7 @@ class Sandbox:
             in_bundle = MODULE.search(command) or (self.document.name.startswith("bundle/") and "make " not in command)
             self.cwd = self.bundle if in_bundle else self.root
         line = re.sub(r"(?<![A-Z_])[A-Z][A-Z_]{2,}\b(?!=)(?![A-Z_])", lambda name: self.meaning(name[0]), command)
-        line = line.replace("Task01_BrainTumour", str(ROOT / "tests/data/Task01_BrainTumour"))
+        line = line.replace("Task01_BrainTumour", str(ROOT / "tests/fixtures/Task01_BrainTumour"))
         line = line.replace(":29500", f":{free_port()}")
         words = small(shlex.split(line), GRID[task_of(f"{self.task} {command}")], trains=self.document not in SHORT)
         self.log.write_text(f"{shlex.join(words)}\n")

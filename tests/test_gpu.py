@@ -18,12 +18,12 @@ from monai.data import MetaTensor
 from monai.transforms import Invertd
 from torch import nn
 
-from scripts.inferer import CascadeInferer, FullScanInferer
-from scripts.methods.tissnet import TISSNetMethod
+from scripts.inference.inferer import CascadeInferer, FullScanInferer
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
-from scripts.trainer import MethodTrainer
+from scripts.training.methods.tissnet import TISSNetMethod
+from scripts.training.trainer import MethodTrainer
 from scripts.transforms import CropAroundTumord
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""Tests of scripts.overrides and scripts.command: what is refused and how, that no documented command is, config.yaml.
+"""Tests of scripts.overrides and scripts.config: what is refused and how, that no documented command is, config.yaml.
 
 Nothing is trained here; commands are read as a process's arguments, and one real process shows what a user sees.
 """
@@ -21,7 +21,7 @@ import yaml
 from documents import config_files, documents
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.command import Command, merged, read_command, record
+from scripts.config import Command, merged, read_command, record
 from scripts.demo import commands as demo_commands
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.overrides import _arguments, check, problems
@@ -242,7 +242,7 @@ def test_arguments_passed_on_are_found() -> None:
     names, anything = _arguments({"_target_": "scripts.networks.tissnet.TISSNet"}, ConfigParser({}))
     assert not anything
     assert set(names) == {*inspect.signature(UNet2d5).parameters, "segmentor_inputs"}
-    names, anything = _arguments({"_target_": "scripts.inferer.SegmentationInferer"}, ConfigParser({}))
+    names, anything = _arguments({"_target_": "scripts.inference.inferer.SegmentationInferer"}, ConfigParser({}))
     assert not anything and {"overlap", "perceptor", "sw_batch_size"} <= {*names, "perceptor"}
     assert _arguments({"_target_": "no.such.thing"}, ConfigParser({})) == ({}, True)
     assert _arguments({"_target_": "$@method.step"}, ConfigParser({})) == ({}, True)
@@ -290,7 +290,7 @@ def test_another_config_keeps_the_one_before(
     started: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for epochs in (1, 2, 3):
-        with caplog.at_level("INFO", logger="scripts.command"):
+        with caplog.at_level("INFO", logger="scripts.config"):
             started(f"{TRAIN} --epochs {epochs} --resume True")
     files = ("config_1.yaml", "config_2.yaml", "config.yaml")
     assert [yaml.safe_load((tmp_path / "run" / name).read_text())["epochs"] for name in files] == [1, 2, 3]

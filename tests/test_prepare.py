@@ -16,14 +16,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.assemble import prepare_phantoms, prepare_source
 from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
+from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
-from scripts.data.jobs import Options
+from scripts.data.sources.jobs import Options
 from scripts.prepare import main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
-FIXTURE = Path(__file__).parent / "data" / "Task01_BrainTumour"
+FIXTURE = Path(__file__).parent / "fixtures" / "Task01_BrainTumour"
 AFFINE = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 120], [0, 0, 2, -70], [0, 0, 0, 1]])
 
 
@@ -335,7 +335,7 @@ def test_phantoms_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize(("fraction", "without"), [(0, []), (0.15, [6, 13, 19]), (1, list(range(20)))])
 def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
-    from scripts import assemble
+    from scripts.data import dataset as assemble
 
     class Seen(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Tests of scripts.release and scripts.released: what the archives hold, the same bytes twice, every refusal.
+"""Tests of scripts.release and scripts.weights: what the archives hold, the same bytes twice, every refusal.
 
 The model zoo's checks of the released bundles are in test_zoo.py.
 """
@@ -22,7 +22,7 @@ import yaml
 from monai.bundle import ConfigParser, download_large_files
 
 from scripts.release import LARGE_BYTES, RELEASES, main, release
-from scripts.released import check_weights, enter_weights
+from scripts.weights import check_weights, enter_weights
 
 ROOT = Path(__file__).parents[1]
 VERSION = json.loads((ROOT / "bundle/configs/metadata.json").read_text())["version"]
@@ -73,7 +73,13 @@ def test_the_archive_holds_one_folder_of_the_bundles_name(task: str, released: P
         assert names == sorted(names) and len(names) == len(set(names))
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o100644}
-    for part in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf", "scripts/trainer.py"):
+    for part in (
+        "LICENSE",
+        "docs/README.md",
+        "docs/data_license.txt",
+        "configs/logging.conf",
+        "scripts/prepare.py",
+    ):
         assert f"{name}/{part}" in names
     weights = [entry for entry in names if re.fullmatch(r"[^/]+/models/[^/]+\.pt", entry)]
     assert weights == [f"{name}/models/model.pt"], "MONAI Label offers every models/*.pt as a model"

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from scripts.comparison import load_run
-from scripts.per_case import write_per_case
+from scripts.evaluation.per_case import write_per_case
+from scripts.evaluation.statistics import load_run
 from scripts.report import choose_cases, main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"

@@ -23,7 +23,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data.datalist import load_datalist
 from scripts.networks.tissnet import TISSNet
-from scripts.released import enter_weights
+from scripts.weights import enter_weights
 
 SMALL = (4, 4, 8, 8, 8)  # debug.yaml's features
 PROCESS_SECONDS = 240

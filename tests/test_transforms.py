@@ -468,7 +468,7 @@ def save(folder: Path, d: dict[str, Any], key: str) -> None:
         output_postfix=key,
         resample=False,
         print_log=False,
-        writer="scripts.writer.SourceHeaderWriter",  # the configs' own; MONAI's drops the description
+        writer="scripts.inference.writer.SourceHeaderWriter",  # the configs' own; MONAI's drops the description
     )(d)
 
 

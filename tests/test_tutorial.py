@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from scripts.per_case import NUMBER_COLUMNS
+from scripts.evaluation.per_case import NUMBER_COLUMNS
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 NOTEBOOK = BUNDLE / "docs" / "tutorial.ipynb"

@@ -26,13 +26,13 @@ import pytest
 import torch
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 
-from scripts.assemble import prepare_source
 from scripts.data.datalist import load_datalist, write_datalist
+from scripts.data.dataset import prepare_source
+from scripts.evaluation.per_case import PREDICTIONS
 from scripts.export import export
-from scripts.methods.tissnet import WEIGHTS
 from scripts.networks.tissnet import TISSNet
-from scripts.per_case import PREDICTIONS
 from scripts.report import main as report
+from scripts.training.methods.tissnet import WEIGHTS
 
 DEBUG = "debug.yaml"
 TRAIN = ["train.json", DEBUG]

@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser, ckpt_export, load, verify_metadata, verif
 from scripts.release import RELEASES
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
+SCHEMA = Path(__file__).parent / "fixtures" / "meta_schema_20240725.json"
 ZOO_TESTS = Path(__file__).parent / "zoo"
 
 REQUIRED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt")

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from scripts.data.record import sha256
-from scripts.data.wholefile import whole_file
-from scripts.released import enter_weights
+from scripts.files import whole_file
+from scripts.weights import enter_weights
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from typing import Any
 from monai.bundle import ConfigComponent, ConfigParser
 from monai.bundle.utils import merge_kv
 
-from scripts.command import COMMAND_LINE, Command, read_command
+from scripts.config import COMMAND_LINE, Command, read_command
 
 SETTINGS = {*ConfigComponent.non_arg_keys, "_meta_"}  # MONAI's own keys, allowed in every dictionary
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -22,9 +22,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.assemble import find_source, prepare_phantoms, prepare_source
 from scripts.data.datalist import SECTIONS, TASKS
-from scripts.data.jobs import SOURCES, Options
+from scripts.data.dataset import find_source, prepare_phantoms, prepare_source
+from scripts.data.sources.jobs import SOURCES, Options
 from scripts.data.split import FRACTIONS
 
 logger = logging.getLogger(__name__)

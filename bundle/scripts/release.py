@@ -26,8 +26,8 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from scripts.data.wholefile import whole_file
-from scripts.trainer import load_weights
+from scripts.files import whole_file
+from scripts.training.trainer import load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scripts.comparison import (
+from scripts.evaluation.paper_results import CITATION, PUBLISHED, published_results
+from scripts.evaluation.per_case import PREDICTIONS, PROTOCOLS
+from scripts.evaluation.statistics import (
     COMPARED,
     CONFIDENCE,
     FALSE_POSITIVE,
@@ -36,8 +38,6 @@ from scripts.comparison import (
     outcomes,
     summarize,
 )
-from scripts.per_case import PREDICTIONS, PROTOCOLS
-from scripts.published import CITATION, PUBLISHED, published_results
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def draw_cases(run: Path, name: str, frame: pd.DataFrame, cases: Sequence[str], 
         FileNotFoundError: a file that predictions.json names does not exist.
         ValueError: predictions.json is malformed, or the images of a case are not on one grid.
     """
-    from scripts.figures import case_figure  # matplotlib is slow to import, and --figures none does without
+    from scripts.pictures import case_figure  # matplotlib is slow to import, and --figures none does without
 
     index = run / "predictions.json"
     if not index.is_file():
@@ -180,7 +180,7 @@ def draw_charts(
     runs: Mapping[str, pd.DataFrame], summaries: Mapping[str, pd.DataFrame], args: argparse.Namespace
 ) -> dict[str, Path]:
     """Draw the runs' means, and Dice and HD95 per case; return captions and files relative to the output."""
-    from scripts.charts import chart_figure, summary_figure  # as in draw_cases
+    from scripts.evaluation.charts import chart_figure, summary_figure  # as in draw_cases
 
     what = f"{args.protocol}, {args.prediction}"
     values = {LABELS[metric]: {name: frame[metric].tolist() for name, frame in runs.items()} for metric in COMPARED}
@@ -330,7 +330,7 @@ def _read_entries(index: Path) -> list[dict[str, Any]]:
 
 def _read_volumes(index: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], tuple[float, ...]]:
     """Read the images of a case under the names that case_figure gives them; of several sources, the last."""
-    from scripts.figures import read_volume  # as in draw_cases
+    from scripts.pictures import read_volume  # as in draw_cases
 
     images = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
     files = {"source": images[-1], "truth": entry.get("label"), "prediction": entry["pred"]}

@@ -23,7 +23,7 @@ from nibabel.orientations import io_orientation
 from scripts.data.checks import AIR_FRACTION, SKULL_STRIPPED_ZEROS
 from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS, corner_distance
 from scripts.data.inputs import find_inputs
-from scripts.losses import refine
+from scripts.training.losses import refine
 
 PERCENTILES = (0.5, 99.5)
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next

@@ -45,7 +45,15 @@ logger = logging.getLogger("load")
 def start(args: argparse.Namespace, studies: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
     """The server as a process, its output in a file."""
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", args.app, "--studies", str(studies)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn_app", "monailabel_app.server:app", *args.further]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--uvicorn_app",
+        "monailabel_app.web.server:app",
+        *args.further,
+    ]
     environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "TMPDIR": str(folder / "tmp")}
     (folder / "tmp").mkdir()
     with (folder / "server.txt").open("wb") as out:

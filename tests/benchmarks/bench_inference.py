@@ -40,11 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.data.phantom import make_phantom  # noqa: E402
-from scripts.engine import Engine  # noqa: E402
+from scripts.data.phantom.make import make_phantom  # noqa: E402
+from scripts.inference.engine import Engine  # noqa: E402
+from scripts.inference.stages import CascadeOutput  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
-from scripts.outputs import CascadeOutput  # noqa: E402
-from scripts.trainer import load_weights  # noqa: E402
+from scripts.training.trainer import load_weights  # noqa: E402
 from scripts.transforms import NormalizeForegroundd  # noqa: E402
 
 FEATURES = [16, 32, 64, 128, 256]  # of the released weights

@@ -39,11 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.methods.tissnet import TISSNetMethod  # noqa: E402
 from scripts.networks.discriminator import PatchDiscriminator3d  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
 from scripts.networks.unet2d5 import DROPOUT, UNet2d5  # noqa: E402
-from scripts.trainer import MethodTrainer  # noqa: E402
+from scripts.training.methods.tissnet import TISSNetMethod  # noqa: E402
+from scripts.training.trainer import MethodTrainer  # noqa: E402
 
 NAIVE, FLOAT32 = "naive float32", "ours float32"
 ARMS: dict[str, dict[str, Any]] = {

@@ -26,9 +26,9 @@ from pydicom.dataset import Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from made_dicom import MR_IMAGE, make_affine, make_uid, save, write_series  # noqa: E402
+from made.dicom import MR_IMAGE, make_affine, make_uid, save, write_series  # noqa: E402
 
-from scripts.data.dicom import scan  # noqa: E402
+from scripts.data.dicom.folder import scan  # noqa: E402
 
 SLICES = 100  # of a series
 DOSE_BYTES = 200_000_000

@@ -25,7 +25,7 @@ from scipy.stats import mannwhitneyu
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bundle"))
 
-from scripts.per_case import PROTOCOLS, read_per_case  # noqa: E402
+from scripts.evaluation.per_case import PROTOCOLS, read_per_case  # noqa: E402
 
 BORDER_MM = 5.0
 COLUMNS = ("Dice of y_f", "Dice of y_c", "y_e where right", "y_e where wrong", "found at the border", "found inside")

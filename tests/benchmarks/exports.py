@@ -124,7 +124,7 @@ def load(name: str, folder: Path, device: torch.device) -> Forward:
         given = session.get_inputs()[0].name
         return lambda x: torch.from_numpy(session.run(None, {given: x.cpu().numpy()})[0]).to(device)
     if name.startswith("OpenVINO"):
-        from scripts.engine import _core  # tells nobody of its use, and is kept to the process's end
+        from scripts.inference.engine import _core  # tells nobody of its use, and is kept to the process's end
 
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         if name.endswith("float32"):
@@ -152,7 +152,7 @@ def compare(
     Returns:
         the mask's probability on the scan's own grid, (formats, X, Y, Z), and every format's seconds, a window each.
     """
-    from scripts.inferer import foreground_box
+    from scripts.inference.inferer import foreground_box
     from scripts.transforms import BACKGROUND
 
     preprocessing = config.get_parsed_content("preprocessing")
@@ -248,7 +248,7 @@ def main() -> None:
     bundle, device = args.bundle.resolve(), args.device
     sys.path.insert(0, str(bundle))
     config = read_config(bundle)
-    from scripts.trainer import load_weights
+    from scripts.training.trainer import load_weights
 
     network = load_weights(config.get_parsed_content("network_def"), path=bundle / "models" / "model.pt")
     runs: dict[str, Forward] = {PYTORCH: network.to(device).eval()}

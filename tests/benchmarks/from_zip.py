@@ -212,7 +212,7 @@ def main() -> int:
     parser.add_argument("--dist", type=Path, required=True, help="folder of the archives")
     parser.add_argument("--work", type=Path, required=True, help="folder that is not there yet")
     parser.add_argument("--data", default="", help="glioma=FOLDER: BraTS as downloaded; without it only vs is tried")
-    parser.add_argument("--schema", type=Path, default=ROOT / "tests/data/meta_schema_20240725.json")
+    parser.add_argument("--schema", type=Path, default=ROOT / "tests/fixtures/meta_schema_20240725.json")
     args = parser.parse_args()
     args.work.mkdir(parents=True)
     work, transcript = args.work.resolve(), Transcript()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 sys.path.insert(0, str(BUNDLE))
 
-from scripts.inferer import FullScanInferer  # noqa: E402
+from scripts.inference.inferer import FullScanInferer  # noqa: E402
 from scripts.networks.localizer import Localizer  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
 

@@ -43,11 +43,11 @@ from dicomweb_client import DICOMwebClient
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "bundle"), str(ROOT / "tests"), str(ROOT)]
 
-from made_dicom import MadeSeries, write_series  # noqa: E402
-from made_orthanc import orthanc_missing, running_orthanc  # noqa: E402
+from made.dicom import MadeSeries, write_series  # noqa: E402
+from made.orthanc import orthanc_missing, running_orthanc  # noqa: E402
 
-from monailabel_app.dicom_seg import dicom_seg  # noqa: E402
-from scripts.data.phantom import SIZES, make_phantom  # noqa: E402
+from monailabel_app.store.dicom_seg import dicom_seg  # noqa: E402
+from scripts.data.phantom.make import SIZES, make_phantom  # noqa: E402
 
 PORT = 8000
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=[size for task, size in SIZES if task == "vs"])
     parser.add_argument("--seed", type=int, default=1, help="of the phantom")
     parser.add_argument("--app", type=Path, default=ROOT / "monailabel_app")
-    parser.add_argument("--uvicorn-app", default="monailabel_app.server:app")
+    parser.add_argument("--uvicorn-app", default="monailabel_app.web.server:app")
     arguments = parser.parse_args()
     browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if missing := [orthanc_missing()] * bool(orthanc_missing()) + ["chromium not found: apt-get install chromium"] * (

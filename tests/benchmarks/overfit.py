@@ -27,13 +27,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.data.phantom import make_phantom
-from scripts.methods.segmentation import SegmentationMethod
-from scripts.methods.tissnet import TISSNetMethod
+from scripts.data.phantom.make import make_phantom
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
-from scripts.trainer import MethodTrainer, scalars, two_phase_schedule
+from scripts.training.methods.segmentation import SegmentationMethod
+from scripts.training.methods.tissnet import TISSNetMethod
+from scripts.training.trainer import MethodTrainer, scalars, two_phase_schedule
 from scripts.transforms import NormalizeForegroundd
 
 FEATURES = (8, 16, 32, 64, 128)

@@ -28,9 +28,9 @@ from scipy.ndimage import binary_erosion, binary_fill_holes, distance_transform_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.data.canal import COCHLEA
-from scripts.data.mri import ID
-from scripts.data.phantom import SIZES, PhantomCase, make_phantom
+from scripts.data.phantom.canal import COCHLEA
+from scripts.data.phantom.make import SIZES, PhantomCase, make_phantom
+from scripts.data.phantom.mri import ID
 
 SHELL = (3.0, 8.0)  # mm from the tumor: its surroundings
 SMALLEST_SHELL = 500.0  # mm3; with less around it, a tumor has no figure

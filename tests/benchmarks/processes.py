@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.assemble import prepare_phantoms
+from scripts.data.dataset import prepare_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 CASES = {"training": 6, "validation": 2, "testing": 0}

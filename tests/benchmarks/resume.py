@@ -33,7 +33,7 @@ from monai.bundle import create_workflow
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
 
-from scripts.assemble import prepare_phantoms
+from scripts.data.dataset import prepare_phantoms
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 CASES = {"training": 6, "validation": 2, "testing": 0}

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("bundle", "tests")]
 
-from made_tcia import write_patient  # noqa: E402
+from made.tcia import write_patient  # noqa: E402
 
 LAYOUTS = ("descriptive", "classic")
 TRAINING = ("--epochs", "1", "--val_interval", "1", "--num_workers", "0")

@@ -19,10 +19,10 @@ from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
 from scripts.data import checks
-from scripts.data.alignment import Alignment, align, resample
+from scripts.data.case import CaseError, Facts
 from scripts.data.datalist import Task, grid_problems, image_problem, prepared_name
-from scripts.data.preparation import CaseError, Facts
-from scripts.data.sources import NiftiCase
+from scripts.data.registration.align import Alignment, align, resample
+from scripts.data.sources.sources import NiftiCase
 from scripts.data.volume import NiftiVolume, Volume, VolumeError
 
 

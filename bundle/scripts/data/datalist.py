@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data.volume import NiftiVolume, Problem, Volume, VolumeError
-from scripts.data.wholefile import whole_file
+from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
 

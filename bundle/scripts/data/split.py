@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from scripts.data.datalist import SECTIONS
-from scripts.data.wholefile import whole_file
+from scripts.files import whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,389 @@
+"""DICOM studies as cases: Vestibular-Schwannoma-SEG as downloaded, and any folder of series.
+
+Links series, structure sets, contours and transforms of a patient, and writes the case. Reading DICOM is in `dicom.py`,
+contours in `structures.py` and `contours.py`, registration in `alignment.py`. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.data.case import CaseError, Facts
+from scripts.data.conversion import Together, bring_together, write_image
+from scripts.data.dicom.contours import Structure, contour_gaps, contour_volume, structure_mask
+from scripts.data.dicom.folder import Scan
+from scripts.data.dicom.rtstruct import (
+    DEFAULT_TUMOR_NAMES,
+    StructureSet,
+    choose_structure,
+    read_contours_json,
+    read_rtstruct,
+)
+from scripts.data.dicom.series import Series
+from scripts.data.volume import Problem, VolumeError
+
+# How the descriptions of Vestibular-Schwannoma-SEG begin or what they contain; regular expressions, in any case.
+VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
+# As the publishers say.
+KNOWN_INCOMPLETE = {"VS-SEG-168": "listed by its publishers as incomplete"}
+# Series of different studies that are farther apart show two states of a tumor.
+MOST_DAYS = 31
+# Two drawings of one tumor that agree less than this are told.
+_DRAWINGS_AGREE = 0.8
+# A mask whose volume differs from that of its contours by more than this fraction is told.
+_VOLUME_AGREES = 0.05
+
+_CONTOURS_FOLDER = re.compile(r"vs_gk_(?P<number>\d+)_t(?P<weighting>[12])", re.IGNORECASE)
+_MODALITY_OF = {"1": "ceT1", "2": "T2"}
+
+
+@dataclass(frozen=True)
+class StudyCase:
+    """One case in DICOM: the series of each modality, and what describes the tumor.
+
+    Args:
+        case: unique, and fit for a file name.
+        patient: cases of one patient never part.
+        cohort: a split is stratified by it.
+        series: modality to series, the one that decides the grid first.
+        structure_sets: RTSTRUCT files of the patient, of whatever series.
+        contours: modality to contours.json.
+        transforms: .tfm files between the two series, in whatever direction.
+    """
+
+    case: str
+    patient: str
+    cohort: str
+    series: dict[str, Series]
+    structure_sets: tuple[Path, ...] = ()
+    contours: dict[str, Path] = field(default_factory=dict)
+    transforms: tuple[Path, ...] = ()
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Every file that the case is made from, by what it is for."""
+        return {
+            **{name: tuple(series.files()) for name, series in self.series.items()},
+            "structure sets": self.structure_sets,
+            **{f"contours on {name}": (path,) for name, path in self.contours.items()},
+            "transforms": self.transforms,
+        }
+
+
+def find_studies(
+    scan: Scan, modalities: Sequence[str], patterns: Mapping[str, str]
+) -> tuple[list[StudyCase], list[Problem]]:
+    """Cases of a scanned folder: per patient the studies in which each modality has one series.
+
+    A series without description is known by the name of its folder.
+
+    Args:
+        scan: headers of all files.
+        modalities: those that a case must have; the first decides the grid.
+        patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
+            one modality is wanted and has no pattern, the only MR series of a study is taken.
+
+    Returns:
+        The cases, sorted, and the problems of those that are left out: no series or several for a modality, damaged
+        files, headers that do not make a volume; and files that cannot be read and belong to no chosen series.
+    """
+    patients: dict[str, list[Series]] = {}
+    for series in scan.series:
+        patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
+    cases, problems = [], []
+    used: set[str] = set()
+    told: set[Path] = set()
+    for patient, own in sorted(patients.items()):
+        name = file_name(patient)
+        if patient in KNOWN_INCOMPLETE:
+            problems.append(Problem(name, "known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient"))
+            continue
+        studies = {series.study_uid for series in own}
+        sets = tuple(s.path for s in scan.structure_sets if s.patient == patient or s.study_uid in studies)
+        found = list(_series_of_studies(own, modalities, patterns))
+        for index, (chosen, errors) in enumerate(found, start=1):
+            case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
+            damaged = {} if errors else _damaged_files(chosen, scan)
+            told |= damaged.keys()
+            errors = errors or list(damaged.values()) or _header_problems(chosen)
+            problems += [Problem(case, error.check, error.found, error.expected) for error in errors]
+            if not errors:
+                cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
+    problems += [
+        Problem(str(path), "unreadable file", message, "DICOM; download the file again")
+        for path, message in scan.unreadable
+        if path not in told
+    ]
+    return cases, problems
+
+
+def add_contours(cases: Sequence[StudyCase], folders: Iterable[Path]) -> list[StudyCase]:
+    """The same cases with the contours.json and .tfm files of `vs_gk_N_t1/` and `vs_gk_N_t2/` below the folders.
+
+    `vs_gk_7_t2` belongs to patient VS-SEG-007.
+    """
+    drawn: dict[str, dict[str, Path]] = {}
+    transforms: dict[str, list[Path]] = {}
+    for folder in folders:
+        for path in sorted([*folder.rglob("contours.json"), *folder.rglob("*.tfm")]):
+            match = _CONTOURS_FOLDER.fullmatch(path.parent.name)
+            if match is None or path.name.startswith("."):
+                continue
+            patient = f"VS-SEG-{int(match['number']):03d}"
+            if path.suffix == ".tfm":
+                transforms.setdefault(patient, []).append(path)
+            else:
+                drawn.setdefault(patient, {})[_MODALITY_OF[match["weighting"]]] = path
+    return [
+        replace(case, contours=drawn.get(case.patient, {}), transforms=tuple(transforms.get(case.patient, ())))
+        for case in cases
+    ]
+
+
+def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bool, folder: Path) -> Facts:
+    """Write the images of a case on the grid of its first series and, if wanted, the mask of its tumor.
+
+    Contours drawn on the first series are taken before those of another one, which move with their image; a structure
+    set before contours.json.
+
+    Args:
+        case: what belongs to it.
+        structure: names or patterns of the tumor's structure; None for the usual ones.
+        with_label: whether a mask is needed.
+        folder: an empty folder.
+
+    Raises:
+        CaseError: a series that has lost images; no contours that can be used.
+        VolumeError: a series that cannot be read, or a registration that does not hold.
+    """
+    facts = Facts()
+    sets, unreadable = _structure_sets(case, facts)
+    errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
+    if errors:
+        raise CaseError(errors)
+    frames = {series.frame_of_reference for series in case.series.values()}
+    if len(frames) > 1:
+        facts.shown["frames of reference"] = "differ between the series"
+    together = bring_together(case.series, facts, transforms=case.transforms)
+    mask = None
+    if with_label:
+        patterns = DEFAULT_TUMOR_NAMES if structure is None else tuple(structure)
+        mask = _tumor(case, _drawings(case, sets, patterns, unreadable), unreadable, together, facts)
+    together.check(mask)
+    for name, image in together.images.items():
+        write_image(image, together.affine, case.case, name, folder)
+    if mask is not None:
+        write_image(mask, together.affine, case.case, "label", folder)
+    return facts
+
+
+def vs_seg_cohort(patient: str) -> str:
+    """Cohort of a patient: "VS-SEG" for names of that data set, "DICOM" for all others."""
+    return "VS-SEG" if re.fullmatch(r"VS-SEG-\d+", patient) else "DICOM"
+
+
+def file_name(identity: str) -> str:
+    """A patient's identity as part of a file name: letters and digits of any script, dot, dash and underscore."""
+    return re.sub(r"[^\w.-]+", "_", identity).strip("._") or "unknown"
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, or the name with a number behind it where another case has it, in whatever case of letters."""
+    numbered, number = name, 1
+    while numbered.casefold() in used:
+        number += 1
+        numbered = f"{name}-{number}"
+    used.add(numbered.casefold())
+    return numbered
+
+
+def _damaged_files(series: Mapping[str, Series], scan: Scan) -> dict[Path, VolumeError]:
+    """Files that could not be read in the folder of a chosen series: they may have been slices of it."""
+    errors = {}
+    for name, one in series.items():
+        folders = {file.parent for file in one.files()}
+        for path, message in scan.unreadable:
+            if path.parent in folders:
+                found = f"{name}: {path.name}: {message}"
+                errors[path] = VolumeError("unreadable file", found, "a complete download")
+    return errors
+
+
+def _header_problems(series: Mapping[str, Series]) -> list[VolumeError]:
+    """What is wrong with the geometry of the chosen series, from headers alone."""
+    return [error.of(name) for name, one in series.items() for error in one.problems()]
+
+
+def _series_of_studies(
+    all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
+) -> Iterable[tuple[dict[str, Series], list[VolumeError]]]:
+    """Series and errors of each study; all studies together where no study has all modalities by itself."""
+    studies: dict[str, list[Series]] = {}
+    for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
+        studies.setdefault(series.study_uid, []).append(series)
+    chosen = [_choose(series, modalities, patterns) for series in studies.values()]
+    if any(not errors for _, errors in chosen) or len(studies) < 2:
+        return chosen or [_choose(all_series, modalities, patterns)]
+    together, errors = _choose(all_series, modalities, patterns)
+    return [(together, errors or _far_apart(together))]
+
+
+def _far_apart(series: Mapping[str, Series]) -> list[VolumeError]:
+    """Whether series of different studies are of different times: a tumor grows."""
+    dates = {name: _date(one.study_date) for name, one in series.items()}
+    known = [date for date in dates.values() if date is not None]
+    shown = ", ".join(f"{name} of {date or 'an unknown date'}" for name, date in dates.items())
+    if len(known) == len(dates) and (max(known) - min(known)).days <= MOST_DAYS:
+        return []
+    return [VolumeError("different studies", shown, f"series of one study, or of {MOST_DAYS} days")]
+
+
+def _date(text: str) -> date | None:
+    """A date of DICOM, YYYYMMDD; None for anything else."""
+    try:
+        return datetime.strptime(text, "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _choose(
+    candidates: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
+) -> tuple[dict[str, Series], list[VolumeError]]:
+    chosen: dict[str, Series] = {}
+    errors = []
+    for name in modalities:
+        pattern = patterns.get(name)
+        fitting = [s for s in candidates if pattern is None or re.search(pattern, _label(s), re.IGNORECASE)]
+        if len(fitting) == 1:
+            chosen[name] = fitting[0]
+            continue
+        wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
+        shown = ", ".join(repr(_label(s)) for s in fitting or candidates) or "none"
+        check = "ambiguous series" if fitting else "missing series"
+        errors.append(VolumeError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
+    return chosen, errors
+
+
+def _label(series: Series) -> str:
+    """What a series is called: its description, the name of its folder where it has none."""
+    return series.description or series.files()[0].parent.name
+
+
+def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[VolumeError]]:
+    """The structure sets of a case that can be read, the newest first, and what is wrong with the others."""
+    sets: list[StructureSet] = []
+    errors = []
+    for path in case.structure_sets:
+        try:
+            sets.append(read_rtstruct(path))
+        except VolumeError as error:
+            errors.append(error)
+    sets.sort(key=lambda drawn: drawn.date, reverse=True)
+    for name, series in case.series.items():
+        own = [drawn.path.name for drawn in sets if series.uid in drawn.images]
+        if len(own) > 1:
+            facts.warnings.append(f"{len(own)} structure sets of {name}, the newest is taken first: {', '.join(own)}")
+    facts.warnings += [f"{drawn.path.name}: {note}" for drawn in sets for note in drawn.notes]
+    return sets, errors
+
+
+def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[VolumeError]:
+    """Images of a series that a structure set lists and that are not there: slices lost at an end leave no gap.
+
+    Where it lists none of those that are there, images were renamed after it was drawn, and nothing can be said.
+    """
+    listed = frozenset().union(*(drawn.images.get(series.uid, frozenset()) for drawn in sets))
+    lost = len(listed - series.sop_uids())
+    if not lost or lost == len(listed):
+        return []
+    found = f"{lost} of the {len(listed)} images that the structure set lists are missing"
+    return [VolumeError("number of slices", found, "every image of the series; download it again")]
+
+
+def _tumor(
+    case: StudyCase,
+    drawings: Iterable[tuple[str, str, Structure]],
+    errors: list[VolumeError],
+    together: Together,
+    facts: Facts,
+) -> NDArray[np.uint8]:
+    """Mask of the tumor on the common grid, from the first drawing that can be used; other drawings are compared.
+
+    Args:
+        case: what belongs to it.
+        drawings: from `_drawings`, which adds to `errors` as it goes.
+        errors: what was wrong with drawings so far.
+        together: the images on the common grid.
+        facts: is told what was used.
+    """
+    taken: NDArray[np.uint8] | None = None
+    for modality, origin, drawing in drawings:
+        shape, affine = case.series[modality].grid()
+        try:
+            drawn = structure_mask(drawing, shape, affine)
+        except VolumeError as error:
+            errors.append(error.of(origin))
+            continue
+        mask = together.mask(drawn, modality)
+        if taken is None:
+            taken = mask
+            facts.shown["tumor drawn on"] = f"{modality}, {origin}, structure {drawing.name!r}"
+            _compare_volumes(drawing, drawn, affine, facts)
+            continue
+        agreement = _dice(taken, mask)
+        facts.shown[f"{origin} on {modality}"] = f"Dice {agreement:.3f} with the mask"
+        if agreement < _DRAWINGS_AGREE:
+            facts.warnings.append(f"{origin} on {modality} is another drawing: Dice {agreement:.3f}")
+    if taken is None:
+        expected = "an RTSTRUCT that references one of the series, or contours.json in vs_gk_N_t2 or vs_gk_N_t1"
+        raise CaseError(errors or [VolumeError("missing contours", "no drawing of the tumor", expected)])
+    facts.warnings += [f"not used: {error}" for error in errors]
+    return taken
+
+
+def _drawings(
+    case: StudyCase, sets: Sequence[StructureSet], patterns: Sequence[str], errors: list[VolumeError]
+) -> Iterable[tuple[str, str, Structure]]:
+    """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
+    for modality, series in case.series.items():
+        for drawn in sets:
+            if series.uid not in drawn.images:
+                continue
+            try:
+                frame = drawn.frames.get(series.uid, "")
+                if frame not in ("", series.frame_of_reference):
+                    found = f"{frame}, the {modality} series has {series.frame_of_reference}"
+                    raise VolumeError("frame of reference", found, "the same one in structure set and series")
+                yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
+            except VolumeError as error:
+                errors.append(error.of(drawn.path.name))
+        if modality not in case.contours:
+            continue
+        folder = case.contours[modality].parent.name
+        try:
+            structures = read_contours_json(case.contours[modality])
+            yield modality, "contours.json", choose_structure(structures, patterns, first=True)
+        except VolumeError as error:
+            errors.append(error.of(folder))
+
+
+def _compare_volumes(drawing: Structure, mask: NDArray[np.uint8], affine: NDArray[np.float64], facts: Facts) -> None:
+    distance = float(np.linalg.norm(affine[:3, 2]))
+    drawn = contour_volume(drawing, slice_spacing=distance)
+    filled = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3]))
+    facts.shown["contours enclose"] = f"{drawn:.0f} mm3, their mask {filled:.0f} mm3"
+    if abs(filled - drawn) > _VOLUME_AGREES * drawn:
+        facts.warnings.append(f"the mask has {filled:.0f} mm3, its contours enclose {drawn:.0f} mm3")
+    for gap in contour_gaps(drawing):
+        facts.warnings.append(f"contours skip {gap:.1f} mm between two planes whose outlines lie above one another")
+
+
+def _dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    total = int(first.sum()) + int(second.sum())
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0

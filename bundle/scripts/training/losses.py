@@ -1,0 +1,306 @@
+"""Equations 1 to 9 of the paper, one class per equation or group; terms come out weighted and named.
+
+Every class returns a dict from a term's name to its weighted value (a scalar); the total is their sum. A weight of 0
+skips the term's computation. What to do with the values (optimizers, schedules) does not go here.
+
+Symbols: x_s, x_t, x_t_syn in [-1, 1]; y in {0, 1}; y_c, y_f, y_e probabilities; names in `_logits` raw values.
+Source: Wu et al., Neurocomputing 544 (2023) 126295, sections 3.1 to 3.4. Choices the paper leaves open are listed in
+docs/method.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scripts.training.distributed import global_sum, world_size
+
+DICE_SMOOTH = 1.0  # above and below: a patch without tumor still pushes false positives down
+
+
+def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> Tensor:
+    """Computes the mean squared distance of raw logits to 1 (real) or 0 (fake), eq. 2 and 3.
+
+    Args:
+        logits: (B, 1, ...), the discriminator's raw output.
+        real: whether 1 or 0 is aimed at.
+        weight: (B,) in {0, 1}, which samples count; see `mean_over_samples`.
+    """
+    distance = (logits.float() - float(real)) ** 2
+    if weight is None:
+        return distance.mean()
+    return mean_over_samples(distance, weight)
+
+
+def mean_over_samples(values: Tensor, weight: Tensor) -> Tensor:
+    """Computes the mean of values (B, ...) over samples with weight 1 (not 0); 0, with zero gradients, without any.
+
+    In several processes it is divided by the mean of their numbers of such samples: the mean over the processes is the
+    mean over all samples that count.
+    """
+    per_sample = values.flatten(1).mean(1)
+    count = global_sum(weight.sum()).clamp(min=1.0) / world_size()
+    return (per_sample * weight).sum() / count
+
+
+def refine(y_c: Tensor, y_e: Tensor) -> Tensor:
+    """Computes y_r = y_c (1 - y_e) + (1 - y_c) y_e on probabilities, eq. 7: flip the coarse mask where it is wrong."""
+    return y_c * (1 - y_e) + (1 - y_c) * y_e
+
+
+def tumor_box(y: Tensor, *, margin: int = 0) -> Tensor:
+    """Computes the mask of the bounding box around each sample's tumor, all 0 where there is none (M of eq. 4).
+
+    Args:
+        y: (B, 1, X, Y, Z) in {0, 1}.
+        margin: voxels added on every side, cut at the patch's border.
+
+    Shapes:
+        returns (B, 1, X, Y, Z) in {0, 1}.
+    """
+    box = torch.ones_like(y)
+    for axis in (2, 3, 4):
+        others = [a for a in (1, 2, 3, 4) if a != axis]
+        occupied = y.amax(dim=others)  # (B, n)
+        between = occupied.cummax(1).values * occupied.flip(1).cummax(1).values.flip(1)
+        if margin > 0:
+            between = F.max_pool1d(between, 2 * margin + 1, stride=1, padding=margin)
+        shape = [len(y), 1, 1, 1, 1]
+        shape[axis] = -1
+        box = box * between.reshape(shape)
+    return box
+
+
+def has_tumor(y: Tensor) -> Tensor:
+    """Computes 1 for samples with tumor, else 0: (B, 1, X, Y, Z) to (B,)."""
+    return y.flatten(1).amax(1)
+
+
+class MaskLoss(nn.Module):
+    """Dice over the whole batch, smoothing 1 above and below, optionally plus binary cross-entropy.
+
+    dice = 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1). A batch without tumor and with an empty prediction costs 0,
+    and its false positives have a gradient. In several processes the sums are over all their batches, which MONAI's
+    DiceLoss does not offer.
+
+    Args:
+        cross_entropy: weight of the cross-entropy added to Dice, 0 for the paper's plain Dice.
+
+    Shapes:
+        logits and target (B, 1, X, Y, Z); returns a scalar.
+    """
+
+    def __init__(self, *, cross_entropy: float = 0.0) -> None:
+        super().__init__()
+        self.cross_entropy = cross_entropy
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target = logits.float(), target.float()
+        p = torch.sigmoid(logits)
+        overlap, size = global_sum(torch.stack([(p * target).sum(), p.sum() + target.sum()]))
+        loss = 1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
+        if self.cross_entropy:
+            loss = loss + self.cross_entropy * F.binary_cross_entropy_with_logits(logits, target)
+        return loss
+
+
+class GlobalSynthesisLoss(nn.Module):
+    """Eq. 1 to 3: l1 * mean|x_t_syn - x_t| + adversarial * mean (D_g(x_s, x_t_syn) - 1)^2.
+
+    Args:
+        l1: weight alpha_g.
+        adversarial: weight of the adversarial term, also of the discriminator's own loss.
+
+    Both losses take `real`, (B,) in {0, 1}: which samples have an x_t; the means are then over those alone. None: all.
+    """
+
+    def __init__(self, *, l1: float = 50.0, adversarial: float = 1.0) -> None:
+        super().__init__()
+        self.l1 = l1
+        self.adversarial = adversarial
+
+    def forward(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        if self.l1:
+            distance = (x_t_syn.float() - x_t).abs()
+            terms["l1_global"] = self.l1 * (distance.mean() if real is None else mean_over_samples(distance, real))
+        if self.adversarial:
+            judged = D_g(torch.cat([x_s, x_t_syn], dim=1))
+            terms["adversarial_global"] = self.adversarial * lsgan_loss(judged, real=True, weight=real)
+        return terms
+
+    def discriminator(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, D_g: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Eq. 3: mean D(fake)^2 + mean (D(real) - 1)^2; no gradient reaches x_t_syn."""
+        if not self.adversarial:
+            return {}
+        of_fake = D_g(torch.cat([x_s, x_t_syn.detach()], dim=1))
+        of_real = D_g(torch.cat([x_s, x_t], dim=1))
+        loss = lsgan_loss(of_fake, real=False, weight=real) + lsgan_loss(of_real, real=True, weight=real)
+        return {"D_g": self.adversarial * loss}
+
+
+class TumorSynthesisLoss(nn.Module):
+    """Eq. 4: the terms of eq. 1 to 3 on images multiplied by M, the box around the tumor, with D_t.
+
+    l1 * mean|M (x_t_syn - x_t)| over the whole patch + adversarial * mean (D_t(M x_s, M x_t_syn) - 1)^2. Samples
+    without tumor have weight 0; the others are averaged over their number.
+
+    Args:
+        l1: weight alpha_t.
+        adversarial: weight of the adversarial term, also of the discriminator's own loss.
+        margin: voxels by which the box is grown.
+
+    Both losses take `real`, see `GlobalSynthesisLoss`: samples without an x_t have weight 0 too.
+    """
+
+    def __init__(self, *, l1: float = 200.0, adversarial: float = 1.0, margin: int = 0) -> None:
+        super().__init__()
+        self.l1 = l1
+        self.adversarial = adversarial
+        self.margin = margin
+
+    def forward(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        if not self.l1 and not self.adversarial:
+            return terms
+        M, weight = tumor_box(y, margin=self.margin), has_tumor(y) if real is None else has_tumor(y) * real
+        if self.l1:
+            terms["l1_tumor"] = self.l1 * mean_over_samples((M * (x_t_syn.float() - x_t)).abs(), weight)
+        if self.adversarial:
+            fake = D_t(torch.cat([M * x_s, M * x_t_syn], dim=1))
+            terms["adversarial_tumor"] = self.adversarial * lsgan_loss(fake, real=True, weight=weight)
+        return terms
+
+    def discriminator(
+        self, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, y: Tensor, D_t: nn.Module, *, real: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Eq. 3 on the masked images; no gradient reaches x_t_syn. D_t runs also where no sample has tumor."""
+        if not self.adversarial:
+            return {}
+        M, weight = tumor_box(y, margin=self.margin), has_tumor(y) if real is None else has_tumor(y) * real
+        of_fake = D_t(torch.cat([M * x_s, M * x_t_syn.detach()], dim=1))
+        of_real = D_t(torch.cat([M * x_s, M * x_t], dim=1))
+        loss = lsgan_loss(of_fake, real=False, weight=weight) + lsgan_loss(of_real, real=True, weight=weight)
+        return {"D_t": self.adversarial * loss}
+
+
+class PerceptibilityLoss(nn.Module):
+    """Eq. 5: weight * Dice(S_p(x_t_syn), y). S_p is frozen: no parameter or buffer of it ever changes.
+
+    Args:
+        S_p: the perceptor, a one-head network trained on the real target modality; None where the weight is 0.
+        weight: lambda_p.
+    """
+
+    def __init__(self, S_p: nn.Module | None, *, weight: float = 25.0) -> None:
+        super().__init__()
+        if weight and S_p is None:
+            raise ValueError(f"the perceptibility loss has weight {weight} but no perceptor S_p: train one first.")
+        self.S_p = S_p.requires_grad_(False).eval() if S_p is not None else None
+        self.weight = weight
+        self.mask_loss = MaskLoss()
+
+    def train(self, mode: bool = True) -> PerceptibilityLoss:
+        """Leaves S_p in eval mode: its dropout stays off and its normalization statistics stay fixed."""
+        super().train(mode)
+        if self.S_p is not None:
+            self.S_p.eval()
+        return self
+
+    def forward(self, x_t_syn: Tensor, y: Tensor) -> dict[str, Tensor]:
+        if not self.weight or self.S_p is None:
+            return {}
+        return {"perceptibility": self.weight * self.mask_loss(self.S_p(x_t_syn), y)}
+
+
+class CoarseLoss(nn.Module):
+    """L_c: weight * Dice(y_c, y), the coarse mask of G.
+
+    Args:
+        weight: lambda_c.
+        cross_entropy: see `MaskLoss`.
+    """
+
+    def __init__(self, *, weight: float = 1.0, cross_entropy: float = 0.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.mask_loss = MaskLoss(cross_entropy=cross_entropy)
+
+    def forward(self, y_c_logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        if not self.weight:
+            return {}
+        return {"coarse": self.weight * self.mask_loss(y_c_logits, y)}
+
+
+class SegmentorLoss(nn.Module):
+    """Eq. 7 to 9: segmentor * (fine Dice(y_f, y) + error Dice(y_e, [y != y_c]) + consistency mean (y_f - y_r)^2).
+
+    The error's target is [y != (y_c > 0.5)], without gradient. The gradient of every term flows back through y_c and
+    x_t_syn into G.
+
+    Args:
+        segmentor: lambda_S, weight of the whole.
+        fine: weight of the fine mask's Dice.
+        error: weight of the error's Dice.
+        consistency: weight of the consistency between fine and refined mask.
+        harden: threshold y_c at 0.5 in eq. 7 (dy_r/dy_e = 1 - 2 y_c vanishes near y_c = 0.5).
+        soft_target: use |y - y_c| as the error's target in place of the thresholded one.
+        cross_entropy: of the fine mask, see `MaskLoss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        segmentor: float = 25.0,
+        fine: float = 1.0,
+        error: float = 1.0,
+        consistency: float = 1.0,
+        harden: bool = False,
+        soft_target: bool = False,
+        cross_entropy: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.fine = segmentor * fine
+        self.error = segmentor * error
+        self.consistency = segmentor * consistency
+        self.harden = harden
+        self.soft_target = soft_target
+        self.mask_loss = MaskLoss(cross_entropy=cross_entropy)
+        self.error_loss = MaskLoss()
+
+    @property
+    def needs_segmentor(self) -> bool:
+        """Whether any term has a weight: S runs only then."""
+        return bool(self.fine or self.needs_error)
+
+    @property
+    def needs_error(self) -> bool:
+        """Whether a term uses y_e: the error decoder runs only then."""
+        return bool(self.error or self.consistency)
+
+    def error_target(self, y_c: Tensor, y: Tensor) -> Tensor:
+        """Computes where the coarse mask is wrong, without gradient; defined also where there is no tumor."""
+        y_c = y_c.detach()
+        return (y - (y_c if self.soft_target else (y_c > 0.5).to(y.dtype))).abs()
+
+    def forward(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Computes the weighted terms from `y_c_logits`, `y_f_logits` and, where needed, `y_e_logits`."""
+        terms: dict[str, Tensor] = {}
+        y_c = torch.sigmoid(outputs["y_c_logits"].float())
+        if self.fine:
+            terms["fine"] = self.fine * self.mask_loss(outputs["y_f_logits"], y)
+        if self.error:
+            terms["error"] = self.error * self.error_loss(outputs["y_e_logits"], self.error_target(y_c, y))
+        if self.consistency:
+            y_f = torch.sigmoid(outputs["y_f_logits"].float())
+            y_e = torch.sigmoid(outputs["y_e_logits"].float())
+            y_r = refine((y_c > 0.5).float() if self.harden else y_c, y_e)
+            terms["consistency"] = self.consistency * ((y_f - y_r) ** 2).mean()
+        return terms

@@ -1,0 +1,183 @@
+"""MONAI Label's inference task over a served bundle: options, files, numbers, and what the reply says.
+
+Ids of the store and which files make a case go to `store.py` and `main.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.transform.writer import write_itk
+from monailabel.utils.others.generic import device_list, name_to_device
+
+from monailabel_app.bundle import Segmentation, ServedBundle
+from monailabel_app.errors import InputError
+from monailabel_app.images import check_header, modality_notes
+from monailabel_app.measurements import measure
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
+DTYPES = ("uint8", "uint16")
+DEMONSTRATION = (
+    "DEMONSTRATION WEIGHTS, trained on computer-made phantoms and on no patient: the result says nothing about "
+    "patients."
+)
+
+
+@dataclass
+class Answer:
+    """The reply to one request; files are temporary and belong to the caller."""
+
+    mask: Path
+    extra: dict[str, Path]
+    params: dict[str, Any]
+
+
+class TISSNetInferTask(InferTask):
+    """One model: scans in, the mask, two further volumes and the numbers out.
+
+    Args:
+        bundle: what computes.
+    """
+
+    def __init__(self, bundle: ServedBundle) -> None:
+        sources, structure = " and ".join(bundle.source_modalities), next(iter(bundle.labels))
+        description = f"{structure} from {sources}, with a synthetic {bundle.target_modality} (TISS-Net)"
+        if bundle.demonstration:
+            description = f"{DEMONSTRATION} {description}"
+        super().__init__(
+            type=InferType.SEGMENTATION,
+            labels=bundle.labels,
+            dimension=3,
+            description=description,
+            config={
+                "device": device_list(),
+                "threshold": bundle.defaults["threshold"],
+                "overlap": bundle.defaults["overlap"],
+                "flips": False,
+            },
+        )
+        self.bundle = bundle
+
+    def info(self) -> dict[str, Any]:
+        """What clients list, with the weights' version and hash."""
+        bundle = self.bundle
+        return super().info() | {
+            "version": bundle.version,
+            "weights_sha256": bundle.sha256,
+            "demonstration": bundle.demonstration,
+            "source_modalities": list(bundle.source_modalities),
+            "target_modality": bundle.target_modality,
+        }
+
+    def is_valid(self) -> bool:
+        return True
+
+    def get_path(self, validate: bool = True) -> str:
+        return str(self.bundle.weights)
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """MONAI Label's own call: mask and numbers; the further volumes are dropped."""
+        answer = self.answer([Path(file) for file in request["files"]], request, case=str(request["case"]))
+        for file in answer.extra.values():
+            file.unlink()
+        return str(answer.mask), answer.params
+
+    def answer(self, files: Sequence[Path], request: Mapping[str, Any], *, case: str) -> Answer:
+        """Segments one case.
+
+        Args:
+            files: source scans in the order of the bundle's source modalities.
+            request: options: threshold, overlap, flips, device, result_extension, result_dtype, result_compress.
+            case: its name in messages.
+
+        Raises:
+            InputError: an option or a scan that cannot be used.
+        """
+        options = self._options(request)
+        extension, dtype = request.get("result_extension") or ".nrrd", request.get("result_dtype") or "uint8"
+        if extension not in EXTENSIONS or dtype not in DTYPES:
+            raise InputError(f"The result was asked as {extension} {dtype}: expected one of {EXTENSIONS}, of {DTYPES}.")
+        notes = []
+        for file, modality in zip(files, self.bundle.source_modalities, strict=True):
+            check_header(file, f"{modality} of {case!r}")
+            notes += modality_notes(file, modality, self.bundle.t2_likeness)
+        with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
+            found = self.bundle.segment(files, Path(folder), case=case, **options)
+            mask = _temporary(extension)
+            if extension == ".nrrd":
+                write_itk(
+                    found.mask.astype(dtype), str(mask), found.affine, dtype, bool(request.get("result_compress"))
+                )
+            else:
+                _write_nifti(found.mask, dtype, found.files["pred"], mask)
+            extra = {}
+            for name in ("synthetic", "error"):
+                extra[name] = _temporary(".nii.gz")
+                shutil.move(found.files[name], extra[name])
+        return Answer(mask, extra, self._params(found, notes))
+
+    def _options(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: request.get(key, self.bundle.defaults[key]) for key in ("threshold", "overlap")}
+        for key, (low, high) in {"threshold": (0.01, 0.99), "overlap": (0.0, 0.75)}.items():
+            try:
+                values[key] = float(values[key])
+            except (TypeError, ValueError):
+                values[key] = math.nan
+            if not low <= values[key] <= high:
+                raise InputError(f"{key} is {request.get(key)!r}: expected a number from {low:g} to {high:g}.")
+        device = str(name_to_device(request.get("device")))
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["cuda"] * torch.cuda.is_available()]
+        if device not in known:
+            raise InputError(f"There is no device {device!r} on the server: expected one of {', '.join(known)}.")
+        flips = request.get("flips", False)
+        if flips not in (True, False, "true", "false"):
+            raise InputError(f"flips is {flips!r}: expected true or false.")
+        return values | {"device": device, "flips": flips in (True, "true")}
+
+    def _params(self, found: Segmentation, notes: list[str]) -> dict[str, Any]:
+        bundle = self.bundle
+        numbers = measure(found.mask, found.affine, middle_mm=found.middle_mm)
+        if not numbers["findings"]:
+            notes = ["No tumor was found.", *notes]
+        if bundle.demonstration:
+            notes = [DEMONSTRATION, *notes]
+        return numbers | {
+            "label_names": bundle.labels,
+            "confidence": round(found.confidence, 3),
+            "disagreement": round(found.disagreement, 4),
+            "error_mass_mm3": round(found.error_mass_mm3, 1),
+            "seconds": round(found.seconds, 2),
+            "latencies": {"total": round(found.seconds, 2)},
+            "device": found.device,
+            "model": bundle.name,
+            "model_version": found.version,
+            "weights_sha256": found.sha256,
+            "demonstration": bundle.demonstration,
+            "notes": [*notes, *found.notes],
+            "centroids": {},
+        }
+
+
+def _temporary(extension: str) -> Path:
+    with tempfile.NamedTemporaryFile(prefix="tissnet_", suffix=extension, delete=False) as file:
+        return Path(file.name)
+
+
+def _write_nifti(mask: np.ndarray, dtype: str, source: Path, target: Path) -> None:
+    """Writes a mask with the header of the bundle's own output, which is that of the scan."""
+    image = nib.Nifti1Image(mask.astype(dtype), None, nib.load(source).header)  # type: ignore[attr-defined]
+    image.set_data_dtype(dtype)
+    nib.save(image, target)

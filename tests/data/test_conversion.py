@@ -1,0 +1,468 @@
+"""Tests of scripts.data.conversion: what is copied, what is resampled, and what a moved image looks like where it ends.
+
+Cases of whole data sets are in `test_prepare.py`, those that must be left out in `test_refused.py`.
+"""
+
+import functools
+import gzip
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from made.moves import rigid
+
+from scripts.data import checks, conversion
+from scripts.data.case import CaseError, Facts
+from scripts.data.conversion import Together, bring_together, nifti_files, write_image, write_nifti_case
+from scripts.data.datalist import TASKS
+from scripts.data.phantom.make import make_phantom
+from scripts.data.registration.align import Alignment
+from scripts.data.sources.sources import MSD_LABELS, NiftiCase, tumor_labels
+from scripts.data.volume import NiftiVolume, VolumeError
+
+AFFINE = np.array([[-0.5, 0, 0, 12], [0, 0.5, 0, -7], [0, 0, 1.5, 3], [0, 0, 0, 1]])
+SHAPE = (6, 5, 4)
+AWAY_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """A volume that is in memory; one without voxels cannot be read."""
+
+    array: np.ndarray | None
+    affine: np.ndarray
+    shape: tuple[int, ...] = SHAPE
+
+    def grid(self):
+        return (self.shape if self.array is None else self.array.shape), self.affine
+
+    def voxels(self):
+        if self.array is None:
+            raise VolumeError("unreadable file", "a.dcm: no pixels", "a complete series")
+        return self.array
+
+    def files(self):
+        return []
+
+
+@functools.cache
+def head(name):
+    """(voxels, affine) of a made head with air around it, as a scanner stores it."""
+    phantom = make_phantom(2, shape=(40, 40, 10), spacing=(1.4, 1.4, 3.0))
+    return np.rint(phantom.images[name]).astype(np.int16), phantom.affine
+
+
+@functools.cache
+def brain(name):
+    """The same of a skull-stripped brain."""
+    phantom = make_phantom(2, task="glioma", shape=(24, 26, 22), spacing=(6.5, 6.5, 6.5), diameter=60.0)
+    return np.rint(phantom.images[name]).astype(np.int16), phantom.affine
+
+
+def write_nifti(path, voxels, affine=AFFINE, *, slope=None, inter=None):
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="aligned")
+    image.header["descrip"] = path.name.encode()
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, path)
+    return NiftiVolume(path)
+
+
+def ramp(dtype=np.int16, start=100):
+    """Voxels each of which has a value of its own."""
+    return np.arange(start, start + np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
+
+
+def made_case(folder, *, suffix=".nii.gz", label=True, **images):
+    """T2 and ceT1 on one grid, unless others are given, and a label whose tumor is 2 and 7."""
+    volumes = images or {"ceT1": ramp(start=500), "T2": ramp()}
+    found = {name: write_nifti(folder / f"{name}{suffix}", voxels) for name, voxels in volumes.items()}
+    drawn = np.zeros(SHAPE, np.int16)
+    drawn[2, 2, 1:3], drawn[4, 4, 3] = (2, 7), 1
+    seg = write_nifti(folder / f"seg{suffix}", drawn) if label else None
+    return NiftiCase("a", "p", "c", found, seg, tumor_labels((2, 7)) if label else None)
+
+
+def convert(case, folder, *, names=("T2", "ceT1", "label"), task="vs", register=False):
+    folder.mkdir()
+    return write_nifti_case(case, TASKS[task], names, register, folder)
+
+
+def tfm(path, transform):
+    matrix = sitk.AffineTransform(3)
+    matrix.SetMatrix(transform.GetMatrix())
+    matrix.SetTranslation(np.array(transform.TransformPoint((0.0, 0.0, 0.0))).tolist())
+    sitk.WriteTransform(matrix, str(path))
+    return path
+
+
+def displaced(affine, *, x=AWAY_MM):
+    """An affine whose grid lies further to the right, RAS mm."""
+    affine = affine.copy()
+    affine[0, 3] += x
+    return affine
+
+
+def alignment(transform):
+    return Alignment(transform, "tfm", {}, None, 0.0, 0.0)
+
+
+# --- nifti_files
+
+
+def test_files_by_role_are_those_that_the_case_has(tmp_path):
+    case = made_case(tmp_path)
+    assert nifti_files(case, ("T2", "FLAIR", "label")) == {
+        "T2": (tmp_path / "T2.nii.gz",),
+        "label": (tmp_path / "seg.nii.gz",),
+    }
+
+
+def test_a_case_without_label_has_no_file_for_it(tmp_path):
+    assert list(nifti_files(made_case(tmp_path, label=False), ("T2", "ceT1", "label"))) == ["T2", "ceT1"]
+
+
+def test_channels_of_one_file_are_roles_of_their_own(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    case = NiftiCase("a", "a", "MSD", {"FLAIR": NiftiVolume(path, 0), "T2": NiftiVolume(path, 3)}, None, None)
+    assert nifti_files(case, ("FLAIR", "T2")) == {"FLAIR": (path,), "T2": (path,)}
+
+
+# --- write_image
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        (np.float64, np.float32),
+        (np.int64, np.int32),
+        (np.uint64, np.uint32),
+        (np.float32, np.float32),
+        (np.int16, np.int16),
+        (np.uint8, np.uint8),
+    ],
+)
+def test_an_image_as_written(tmp_path, dtype, stored):
+    voxels = ramp(dtype)
+    write_image(voxels, AFFINE, "a", "T2", tmp_path)
+    image = nib.load(tmp_path / "a_T2.nii.gz")
+    assert image.get_data_dtype() == stored
+    np.testing.assert_array_equal(image.dataobj.get_unscaled(), voxels)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    np.testing.assert_allclose(image.get_qform(), AFFINE, atol=1e-6)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
+
+
+# --- write_nifti_case
+
+
+def test_compressed_files_are_copied_byte_by_byte(tmp_path):
+    convert(made_case(tmp_path), tmp_path / "a")
+    for name in ("T2", "ceT1"):
+        assert (tmp_path / "a" / f"a_{name}.nii.gz").read_bytes() == (tmp_path / f"{name}.nii.gz").read_bytes()
+    assert len(list((tmp_path / "a").iterdir())) == 3
+
+
+def test_plain_files_are_compressed_and_nothing_else(tmp_path):
+    case = made_case(tmp_path, suffix=".nii")
+    convert(case, tmp_path / "a")
+    convert(case, tmp_path / "again")
+    written = (tmp_path / "a" / "a_T2.nii.gz").read_bytes()
+    assert gzip.decompress(written) == (tmp_path / "T2.nii").read_bytes()
+    assert written == (tmp_path / "again" / "a_T2.nii.gz").read_bytes()
+    assert written[4:8] == b"\0\0\0\0"  # The time in a gzip header, RFC 1952: of no run.
+
+
+def test_a_channel_keeps_stored_numbers_and_scaling(tmp_path):
+    stored = np.stack([ramp(start=start) for start in (0, 1000, 2000, 3000)], axis=3)
+    path = write_nifti(tmp_path / "all.nii.gz", stored, slope=0.25, inter=-3.0).path
+    images = {"T2": NiftiVolume(path, 3), "ceT1": NiftiVolume(path, 2)}
+    convert(NiftiCase("a", "a", "MSD", images, None, None), tmp_path / "a", names=("T2", "ceT1"))
+    for name, channel in (("T2", 3), ("ceT1", 2)):
+        image = nib.load(tmp_path / "a" / f"a_{name}.nii.gz")
+        np.testing.assert_array_equal(image.dataobj.get_unscaled(), stored[..., channel])
+        assert image.get_data_dtype() == np.int16
+        assert (image.dataobj.slope, image.dataobj.inter) == (0.25, -3.0)
+        assert image.get_fdata()[0, 0, 0] == stored[0, 0, 0, channel] / 4 - 3
+        np.testing.assert_array_equal(image.affine, nib.load(path).affine)
+
+
+def test_the_label_is_a_mask_that_lies_as_the_target_does(tmp_path):
+    convert(made_case(tmp_path), tmp_path / "a")
+    image, target = (nib.load(tmp_path / "a" / f"a_{name}.nii.gz") for name in ("label", "ceT1"))
+    expected = np.zeros(SHAPE)
+    expected[2, 2, 1:3] = 1
+    np.testing.assert_array_equal(image.get_fdata(), expected)
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, target.affine)
+    assert [int(image.header[f"{form}_code"]) for form in ("sform", "qform")] == [1, 2]
+    assert image.header["descrip"].item() == b"ceT1.nii.gz"
+
+
+def test_the_structure_of_the_task_decides(tmp_path):
+    case = made_case(tmp_path)
+    seg = np.zeros(SHAPE, np.uint8)
+    seg[0, 0, :] = (0, 1, 2, 3)
+    case = NiftiCase("a", "a", "MSD", case.images, write_nifti(tmp_path / "msd.nii.gz", seg), MSD_LABELS)
+    for task, expected in (("glioma", 3), ("surrogate_t2_cet1", 1)):
+        convert(case, tmp_path / task, task=task)
+        assert nib.load(tmp_path / task / "a_label.nii.gz").get_fdata().sum() == expected
+
+
+@pytest.mark.parametrize(
+    ("made", "names", "check", "part"),
+    [
+        ({"T2": ramp()}, ("T2", "ceT1"), "missing file", "no ceT1"),
+        ({"label": False}, ("T2", "label"), "missing file", "no segmentation"),
+        ({"T2": ramp(), "ceT1": ramp()[:5]}, ("T2", "ceT1"), "shape", "ceT1 (5, 5, 4)"),
+    ],
+)
+def test_what_is_not_there_or_lies_elsewhere_is_told(tmp_path, made, names, check, part):
+    with pytest.raises(CaseError) as refused:
+        convert(made_case(tmp_path, **made), tmp_path / "a", names=names)
+    (error,) = refused.value.errors
+    assert error.check == check and part in error.found
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_every_problem_of_the_grids_is_told(tmp_path):
+    case = made_case(tmp_path, T2=ramp(), ceT1=ramp()[:5], FLAIR=ramp()[:, :4])
+    with pytest.raises(CaseError) as refused:
+        convert(case, tmp_path / "a", names=("T2", "ceT1", "FLAIR"))
+    assert [error.found for error in refused.value.errors] == ["ceT1 (5, 5, 4)", "FLAIR (6, 4, 4)"]
+
+
+def test_label_values_of_another_data_set_are_told(tmp_path):
+    case = made_case(tmp_path)
+    case = NiftiCase(case.case, case.patient, case.cohort, case.images, case.label, tumor_labels())
+    with pytest.raises(CaseError, match=r"label values: found label: \{0, 1, 2, 7\}, expected \{0, 1\}"):
+        convert(case, tmp_path / "a")
+
+
+def registered_case(folder, *, label_affine):
+    """T2, ceT1 on the same grid, and a label of the same shape."""
+    (t2, affine), (cet1, _) = head("T2"), head("ceT1")
+    images = {
+        "T2": write_nifti(folder / "T2.nii.gz", t2, affine),
+        "ceT1": write_nifti(folder / "c.nii.gz", cet1, affine),
+    }
+    mask = np.zeros(t2.shape, np.uint8)
+    mask[18:22, 18:22, 4:6] = 1
+    return NiftiCase("a", "a", "c", images, write_nifti(folder / "l.nii.gz", mask, label_affine), tumor_labels())
+
+
+def test_registration_leaves_alone_what_is_on_one_grid(tmp_path):
+    case = registered_case(tmp_path, label_affine=head("T2")[1])
+    facts = convert(case, tmp_path / "a", register=True)
+    written = {name: nib.load(tmp_path / "a" / f"a_{name}.nii.gz") for name in ("T2", "ceT1", "label")}
+    assert (tmp_path / "a" / "a_T2.nii.gz").read_bytes() == (tmp_path / "T2.nii.gz").read_bytes()
+    np.testing.assert_array_equal(written["ceT1"].get_fdata(), head("ceT1")[0])
+    assert written["label"].get_fdata().sum() == 4 * 4 * 2
+    assert facts == Facts()
+
+
+def test_a_label_on_a_grid_of_its_own_is_refused(tmp_path):
+    case = registered_case(tmp_path, label_affine=displaced(head("T2")[1]))
+    with pytest.raises(CaseError, match="label of shape .* on a grid of its own, expected the grid of T2 or ceT1"):
+        convert(case, tmp_path / "a", register=True)
+
+
+# --- bring_together
+
+
+def bring(tmp_path, first, second, *, x=AWAY_MM, facts=None, **arguments):
+    """The second image, displaced along x, brought to the first by a .tfm that takes back `AWAY_MM`."""
+    (fixed, affine), (moving, moving_affine) = first, second
+    path = tfm(tmp_path / "back.tfm", rigid((-AWAY_MM, 0, 0)))
+    volumes = {"T2": Held(fixed, affine), "ceT1": Held(moving, displaced(moving_affine, x=x))}
+    return bring_together(volumes, Facts() if facts is None else facts, transforms=[path], **arguments)
+
+
+def test_the_first_image_is_untouched_and_decides_the_grid(tmp_path):
+    together = bring(tmp_path, head("T2"), head("ceT1"))
+    assert list(together.images) == ["T2", "ceT1"]
+    assert together.images["T2"] is head("T2")[0]
+    np.testing.assert_array_equal(together.affine, head("T2")[1])
+    np.testing.assert_array_equal(together.affines["ceT1"], displaced(head("ceT1")[1]))
+    assert list(together.alignments) == list(together.covered) == ["ceT1"]
+
+
+def test_an_image_that_was_displaced_comes_back_voxel_by_voxel(tmp_path):
+    facts = Facts()
+    together = bring(tmp_path, head("T2"), head("ceT1"), facts=facts)
+    np.testing.assert_array_equal(together.images["ceT1"], head("ceT1")[0])
+    assert together.covered["ceT1"].all()
+    assert facts.shown["ceT1 brought by"] == "tfm, 10.00 mm, 0.00 degrees"
+    assert facts.shown["ceT1 covers"] == "100% of the grid"
+    assert "ceT1 registration residual" not in facts.shown
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32])
+def test_integers_stay_integers_of_the_type_and_within_the_range(tmp_path, dtype):
+    voxels, affine = head("ceT1")
+    highest = np.iinfo(dtype).max if dtype != np.int32 else 100_000
+    moving = np.rint(voxels / voxels.max() * highest).astype(dtype)
+    image = bring(tmp_path, head("T2"), (moving, affine), x=AWAY_MM + 0.35).images["ceT1"]
+    assert image.dtype == dtype
+    assert moving.min() <= image.min() and image.max() <= moving.max()
+    # A quarter of a voxel of 1.4 mm away, every value lies between two, and is rounded.
+    between = 0.25 * moving[:-1] + 0.75 * moving[1:]
+    assert np.abs(image[1:] - between).max() <= 0.51
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_other_numbers_become_float32(tmp_path, dtype):
+    voxels, affine = head("ceT1")
+    moving = voxels.astype(dtype) / 1000
+    image = bring(tmp_path, head("T2"), (moving, affine)).images["ceT1"]
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, moving, atol=1e-6)
+
+
+def test_a_grid_is_trusted_only_where_that_was_asked_for(tmp_path):
+    (t2, affine), (cet1, _) = head("T2"), head("ceT1")
+    volumes = {"T2": Held(t2, affine), "ceT1": Held(cet1, displaced(affine, x=0.05))}
+    trusted = bring_together(volumes, Facts(), trust_grids=True)
+    assert trusted.images["ceT1"] is cet1 and not trusted.alignments and not trusted.covered
+    path = tfm(tmp_path / "still.tfm", rigid())
+    assert list(bring_together(volumes, Facts(), transforms=[path]).alignments) == ["ceT1"]
+
+
+def test_an_image_of_another_grid_is_moved_though_grids_are_trusted(tmp_path):
+    together = bring(tmp_path, head("T2"), head("ceT1"), trust_grids=True)
+    assert list(together.alignments) == ["ceT1"]
+
+
+def test_where_a_head_ends_there_is_air_and_no_exact_zero(tmp_path):
+    voxels, affine = head("ceT1")
+    half = voxels[:, :, :5]
+    together = bring(tmp_path, head("T2"), (half, affine))
+    image, covered = together.images["ceT1"], together.covered["ceT1"]
+    np.testing.assert_array_equal(covered.any(axis=(0, 1)), [True] * 5 + [False] * 5)
+    np.testing.assert_array_equal(image[:, :, :5], half)
+    air = np.median(half[~checks.foreground(half)])
+    assert air > 0
+    np.testing.assert_array_equal(image[~covered], np.int16(air))
+    assert not checks.is_skull_stripped(image)
+    assert checks.is_skull_stripped(np.where(covered, image, 0))
+
+
+def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
+    voxels, affine = brain("ceT1")
+    together = bring(tmp_path, brain("T2"), (voxels[:, :, :11], affine))
+    image, covered = together.images["ceT1"], together.covered["ceT1"]
+    assert covered.sum() == voxels[:, :, :11].size
+    assert not image[~covered].any() and checks.is_skull_stripped(image)
+
+
+@pytest.mark.parametrize(
+    ("moving", "check", "part"),
+    [
+        (None, "unreadable file", "ceT1: a.dcm: no pixels"),
+        (np.full(SHAPE, 7), "constant image", "ceT1: every voxel is 7"),
+        (np.where(ramp(float) == 100, np.nan, ramp(float)), "non-finite image", "ceT1: 1 voxels"),
+    ],
+)
+def test_what_nothing_can_be_computed_with_is_refused(moving, check, part):
+    with pytest.raises(VolumeError, match=part) as refused:
+        bring_together({"T2": Held(ramp(), AFFINE), "ceT1": Held(moving, AFFINE)}, Facts(), trust_grids=True)
+    assert refused.value.check == check
+
+
+def test_the_first_image_is_refused_by_its_own_name():
+    with pytest.raises(VolumeError, match="T2: a.dcm"):
+        bring_together({"T2": Held(None, AFFINE), "ceT1": Held(ramp(), AFFINE)}, Facts())
+
+
+# --- Together
+
+
+def ball(shape, affine, center, radius):
+    """Mask of a ball, RAS mm."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return (np.linalg.norm(index @ affine[:3, :3].T + affine[:3, 3] - center, axis=-1) <= radius).astype(np.uint8)
+
+
+def center_of_mass(mask, affine):
+    return np.argwhere(mask).mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 0.8, 2.0)])
+def test_a_mask_moves_with_its_image(spacing):
+    affine, own = np.diag([1.0, 1.0, 1.5, 1.0]), np.diag([*spacing, 1.0])
+    reference = np.zeros((48, 48, 32), np.int16)
+    # Fixed to moving: 3 mm along L, which is -3 mm along RAS x, and a turn about the ball's center.
+    move = rigid((3.0, 0.0, 0.0), (0.0, 0.0, 25.0), center=(-24.0, -24.0, 24.0))
+    together = Together(
+        {"T2": reference, "ceT1": reference}, affine, {"T2": affine, "ceT1": own}, {"ceT1": alignment(move)}, {}
+    )
+    drawn = ball([round(size / step) for size, step in zip((48, 48, 48), spacing, strict=True)], own, (21, 24, 24), 8)
+    mask = together.mask(drawn, "ceT1")
+    assert mask.shape == reference.shape and mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
+    assert mask.sum() * 1.5 == pytest.approx(drawn.sum() * np.prod(spacing), rel=0.05)
+    np.testing.assert_allclose(center_of_mass(mask, affine), (24, 24, 24), atol=0.2)
+
+
+def test_a_mask_of_an_image_that_did_not_move_is_left_alone():
+    together = Together({"T2": ramp()}, AFFINE, {"T2": AFFINE}, {}, {})
+    mask = np.eye(3, dtype=np.uint8)[..., None]
+    assert together.mask(mask, "T2") is mask
+
+
+def two_heads(second, *, covered=None):
+    """T2 of the made head, and a second image that is said to have been brought to it."""
+    voxels, affine = head("T2")
+    everywhere = np.ones(voxels.shape, bool)
+    return Together(
+        {"T2": voxels, "ceT1": second},
+        affine,
+        {"T2": affine, "ceT1": affine},
+        {"ceT1": alignment(rigid())},
+        {"ceT1": everywhere if covered is None else covered},
+    )
+
+
+def tumor(at):
+    mask = np.zeros(head("T2")[0].shape, np.uint8)
+    mask[18:22, 18:22, at] = 1
+    return mask
+
+
+def test_heads_that_agree_pass_with_a_mask_and_without():
+    together = two_heads(head("ceT1")[0])
+    together.check(None)
+    together.check(tumor(4))
+
+
+def test_images_that_were_not_moved_are_not_compared():
+    voxels, affine = head("T2")
+    Together({"T2": voxels, "ceT1": np.zeros_like(voxels)}, affine, {}, {}, {}).check(None)
+
+
+def test_a_head_in_another_place_is_refused():
+    with pytest.raises(CaseError, match="T2 and ceT1: Dice 0.* of the two heads") as refused:
+        two_heads(np.roll(head("ceT1")[0], 20, axis=1)).check(None)
+    assert [error.check for error in refused.value.errors] == ["head overlap"]
+
+
+def test_a_tumor_that_the_moved_image_does_not_show_is_refused():
+    covered = np.zeros(head("T2")[0].shape, bool)
+    covered[:, :, :5] = True
+    together = two_heads(head("ceT1")[0], covered=covered)
+    together.check(tumor(4))
+    with pytest.raises(CaseError, match=r"T2 and ceT1: 16 of 16 mask voxels \(100%\) outside the resampled volume"):
+        together.check(tumor(5))
+
+
+def test_air_of_zeros_is_not_filled_with_zeros():
+    """6 % zeros are no skull-stripping; a half-covered scan filled with zeros would look like it."""
+    head = make_phantom(2, shape=(40, 40, 10), spacing=(1.4, 1.4, 3.0))
+    cet1 = np.maximum(np.rint(head.images["ceT1"]), 1).astype(np.int16)
+    darkest = np.argsort(cet1, axis=None)[: cet1.size * 6 // 100]
+    cet1.ravel()[darkest] = 0
+    assert not checks.is_skull_stripped(cet1)
+    assert conversion._air(cet1) > 0

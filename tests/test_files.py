@@ -1,0 +1,60 @@
+"""Tests of scripts.files: whoever reads sees the old file or the new one."""
+
+import pytest
+
+from scripts.files import whole_file
+
+
+def test_the_old_file_stays_until_the_block_ends(tmp_path):
+    path = tmp_path / "datalist.json"
+    path.write_text("old")
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_is_not_there_before_the_block_ends(tmp_path):
+    path = tmp_path / "cases.csv"
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+
+
+def test_the_file_to_write_is_hidden_and_beside_the_other(tmp_path):
+    with whole_file(tmp_path / "cases.csv") as partial:
+        assert partial == tmp_path / ".cases.csv.partial"
+        partial.touch()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_failing_block_changes_nothing(tmp_path, old, error):
+    path = tmp_path / "datalist.json"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(error), whole_file(path) as partial:
+        partial.write_text("half of")
+        raise error
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == ({} if old is None else {path.name: old})
+
+
+def test_a_block_that_fails_before_it_writes_raises_its_own_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to write"), whole_file(tmp_path / "datalist.json"):
+        raise ValueError("nothing to write")
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    path = tmp_path / "datalist.json"
+    (tmp_path / ".datalist.json.partial").write_text("longer than what comes now")
+    with whole_file(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_folder_must_exist(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "cases.csv") as partial:
+        partial.write_text("new")
