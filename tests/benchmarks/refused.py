@@ -2,7 +2,8 @@
 
     python tests/benchmarks/refused.py > refused.md
 
-The cases are those of `tests/data/test_refused.py`, prepared by the command itself; the message is the row of excluded.csv.
+The cases are those of `tests/data/test_refused.py`, prepared by the command itself; the message is the row of
+excluded.csv.
 """
 
 from __future__ import annotations
