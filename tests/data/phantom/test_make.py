@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import binary_dilation, label
 
 from scripts.data.datalist import TASKS
-from scripts.data.phantom.canvas import Canvas, both, either, ellipsoid, grown, halfspace, tube
 from scripts.data.phantom import mri
+from scripts.data.phantom.canvas import Canvas, both, either, ellipsoid, grown, halfspace, tube
 from scripts.data.phantom.make import SIZES, make_phantom
 from scripts.data.phantom.mri import ID
 
