@@ -4,10 +4,11 @@
 PYTHON ?= python3
 VENV   := $(CURDIR)/.venv
 ifeq ($(OS),Windows_NT)
-PY     := $(VENV)/Scripts/python.exe
+BIN    := Scripts
 else
-PY     := $(VENV)/bin/python
+BIN    := bin
 endif
+PY     := $(VENV)/$(BIN)/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ help: ## List the targets
 # python3 -m venv .venv; .venv/bin/python -m pip install -r requirements.txt
 setup: $(STAMP) ## Create .venv and install requirements.txt into it (about 5 minutes)
 
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt requirements-bundle.txt
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit(f'Python 3.11 or 3.12 is needed, found {v}: make PYTHON=/path/to/python3.11 ...')"
 	$(PYTHON) -m venv "$(VENV)"
 	"$(PY)" -m pip install --quiet -r requirements.txt
@@ -37,10 +38,11 @@ test: $(STAMP) ## Tests but the slow ones, with line coverage
 test-all: $(STAMP) ## Every test, with line coverage
 	"$(PY)" -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
-# .venv/bin/python -m ruff check .; .venv/bin/python -m ruff format --check .
-lint: $(STAMP) ## Style and format, changing nothing
+# .venv/bin/python -m ruff check .; .venv/bin/python -m ruff format --check .; and, with PYTHONPATH=bundle, .venv/bin/lint-imports
+lint: $(STAMP) ## Style, format and the layers of the architecture, changing nothing
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+	PYTHONPATH=bundle "$(VENV)/$(BIN)/lint-imports" --no-cache --no-logo
 
 # .venv/bin/python -m mypy bundle/scripts monailabel_app
 types: $(STAMP) ## Type check of bundle/scripts and monailabel_app

@@ -23,13 +23,13 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
 from scripts.data.dataset import prepare_source
 from scripts.data.phantom.make import make_phantom
-from scripts.release import RELEASES, release
+from scripts.release import RELEASES, REQUIREMENTS, release
 
 TESTS = Path(__file__).parent
 BUNDLE_ROOT = TESTS.parent / "bundle"
 CONFIGS = BUNDLE_ROOT / "configs"
 FIXTURE = TESTS / "fixtures" / "Task01_BrainTumour"
-RELEASE_READS = ("CHANGELOG.md", "requirements.txt", ".gitignore")  # of the repository, besides bundle/
+RELEASE_READS = ("CHANGELOG.md", *REQUIREMENTS, ".gitignore")  # of the repository, besides bundle/
 
 # Voxels, mm, and the tumor's diameter in mm; the grids are as small as the debug patches allow.
 PHANTOMS = {

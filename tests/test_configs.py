@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import FEATURES, UNet2d5
+from scripts.release import REQUIREMENTS
 from scripts.training.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
 from scripts.training.methods.tissnet import WEIGHTS, TISSNetMethod
 from scripts.training.trainer import two_phase_schedule
@@ -466,8 +467,8 @@ def test_the_two_discriminators_are_two(open_workflow: Callable[..., ConfigWorkf
 
 
 def test_metadata_names_the_pinned_versions() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    lines = [line for file in REQUIREMENTS for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     metadata = read(METADATA)
     assert metadata["monai_version"] == pins["monai"]
     assert metadata["pytorch_version"] == pins["torch"]

@@ -49,7 +49,7 @@ from scripts.data.record import sha256
 from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
-from scripts.release import RELEASES, contents
+from scripts.release import RELEASES, REQUIREMENTS, contents
 from scripts.weights import enter_weights
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Sandbox:
         else:
             for name in ("bundle", "monailabel_app", "tests/benchmarks"):
                 copy_tree(ROOT / name, self.root / name, without=LEFT_BEHIND)
-            for name in ("requirements.txt", "Makefile"):
+            for name in (*REQUIREMENTS, "Makefile"):
                 shutil.copy(ROOT / name, self.root)
             if document.name in WITH_RELEASED_WEIGHTS:
                 shutil.copytree(BUNDLE / "models", self.bundle / "models")
@@ -660,9 +660,9 @@ def test_every_command_is_run_or_told() -> None:
 
 
 def test_packages_are_those_of_the_tests() -> None:
-    """What documents tell to install is what requirements.txt pins, and what metadata.json lists is among it."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = {line for line in lines if line and not line.startswith("#")}
+    """What documents tell to install is what the requirements pin, and what metadata.json lists is among it."""
+    lines = [line for file in REQUIREMENTS for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    pins = {line for line in lines if "==" in line and not line.startswith("#")}
     told = {
         package
         for document in WITH_COMMANDS

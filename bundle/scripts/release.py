@@ -48,6 +48,7 @@ REQUIRED_KEYS = (
     *("authors", "copyright", "data_source", "data_type", "image_classes", "label_classes", "pred_classes"),
     *("eval_metrics", "weights_sha256", "demonstration_weights", "intended_use", "references", "network_data_format"),
 )
+REQUIREMENTS = ("requirements-bundle.txt", "requirements.txt")
 PACKAGES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 
 
@@ -193,14 +194,14 @@ def _check_metadata(files: Mapping[str, bytes], version: str, repository: Path) 
         raise ValueError(f"{METADATA} has version {metadata['version']}, asked for was {version}: make them equal.")
     if f"## [{version}]" not in (repository / "CHANGELOG.md").read_text(encoding="utf-8"):
         raise ValueError(f"CHANGELOG.md has no section for version {version}: add it.")
-    lines = (repository / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for file in REQUIREMENTS for line in (repository / file).read_text(encoding="utf-8").splitlines()]
     pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     stated = {package: metadata[key] for key, package in PACKAGES.items()}
     stated |= metadata["required_packages_version"]
     if wrong := [
         f"{name} {found} (pinned {pins.get(name)})" for name, found in stated.items() if pins.get(name) != found
     ]:
-        raise ValueError(f"{METADATA} names other versions than requirements.txt: {', '.join(wrong)}.")
+        raise ValueError(f"{METADATA} names other versions than {' and '.join(REQUIREMENTS)}: {', '.join(wrong)}.")
 
 
 def _check_weights(files: Mapping[str, bytes]) -> None:
