@@ -12,7 +12,7 @@ PY     := $(VENV)/$(BIN)/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types serve bench zoo-check
+.PHONY: help setup demo test test-slow test-all lint types serve bench zoo-check
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ demo: $(STAMP) ## Train, evaluate and segment small phantoms, with pictures (at 
 # .venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 test: $(STAMP) ## Tests but the slow ones, with line coverage
 	"$(PY)" -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
+
+# .venv/bin/python -m pytest -m slow --numprocesses logical --maxprocesses 4 --dist worksteal
+test-slow: $(STAMP) ## The slow tests alone: whole documents, servers, the model zoo's unit tests
+	"$(PY)" -m pytest -m slow --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
 test-all: $(STAMP) ## Every test, with line coverage

@@ -127,16 +127,16 @@ TENSORRT = "python -m monai.bundle trt_export "  # needs a GPU and torch_tensorr
 HISTORY = ("CHANGELOG.md",)  # names commands of versions; tells nobody to type them
 WITH_COMMANDS = [document for document in documents() if document.commands and document.name not in HISTORY]
 EXPERIMENTS = ("bundle/docs/results.md", "tests/benchmarks/README.md", "bundle/configs/")
+LONG = ("bundle/docs/commands.md", "bundle/docs/data.md", "bundle/docs/glioma.md")  # over 20 s; the route of data.md too
 SHORT = [document for document in WITH_COMMANDS if not document.name.startswith(EXPERIMENTS)]
 
-# Where the commands of a document are typed, if not in the repository; of commands.md the second time is a slow test.
+# Where the commands of a document are typed, if not in the repository.
 RELEASED_WITH: dict[str, tuple[str, ...]] = {
     "bundle/docs/README.md": ("vs",),
     "bundle/docs/glioma.md": ("glioma",),
     "bundle/docs/commands.md": ("vs", "glioma"),
     "bundle/docs/data.md": ("vs",),
 }
-AGAIN = [(document, "glioma") for document in SHORT if document.name == "bundle/docs/commands.md"]
 # What starts servers needs networks of the size that inference.json has.
 WITH_RELEASED_WEIGHTS = ("README.md", "monailabel_app/README.md", "bundle/docs/slicer.md")
 
@@ -619,7 +619,7 @@ def in_each(chosen: Iterable[Document]) -> list[tuple[Document, str | None]]:
     return [(document, released) for document in chosen for released in RELEASED_WITH.get(document.name, (None,))]
 
 
-@pytest.mark.parametrize(("document", "released"), [case for case in in_each(SHORT) if case not in AGAIN], ids=str)
+@pytest.mark.parametrize(("document", "released"), in_each(d for d in SHORT if d.name not in LONG), ids=str)
 def test_commands(document: Document, released: str | None, sandbox: Callable[..., Sandbox]) -> None:
     """What a reader types, but for what is slow."""
     type_all(document, sandbox(document, released), leave_out=is_slow)
@@ -628,7 +628,7 @@ def test_commands(document: Document, released: str | None, sandbox: Callable[..
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("document", "released"),
-    in_each(d for d in WITH_COMMANDS if d not in SHORT or any(map(is_slow, d.commands))),
+    in_each(d for d in WITH_COMMANDS if d not in SHORT or d.name in LONG or any(map(is_slow, d.commands))),
     ids=str,
 )
 def test_all_commands(document: Document, released: str | None, sandbox: Callable[..., Sandbox]) -> None:

@@ -47,6 +47,7 @@ def test_it_is_committed_without_outputs() -> None:
     assert not any("attachments" in cell for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_docs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One test, so that the notebook is run once, whichever process tests run in."""
     root = tmp_path / "tissnet_vestibular_schwannoma"

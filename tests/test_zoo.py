@@ -175,6 +175,7 @@ def test_monai_loads_the_bundle(task: str, bundle: Path, tmp_path: Path) -> None
     assert all(torch.equal(found[name], value.float()) for name, value in state.items())
 
 
+@pytest.mark.slow
 def test_our_unit_test_for_the_zoo(task: str, released: Path, tmp_path: Path) -> None:
     """As the zoo's runner starts it: by its name, from a folder whose models/ holds the bundle."""
     (tmp_path / "models").mkdir()
