@@ -127,7 +127,7 @@ TENSORRT = "python -m monai.bundle trt_export "  # needs a GPU and torch_tensorr
 HISTORY = ("CHANGELOG.md",)  # names commands of versions; tells nobody to type them
 WITH_COMMANDS = [document for document in documents() if document.commands and document.name not in HISTORY]
 EXPERIMENTS = ("bundle/docs/results.md", "tests/benchmarks/README.md", "bundle/configs/")
-LONG = ("bundle/docs/commands.md", "bundle/docs/data.md", "bundle/docs/glioma.md")  # over 20 s; the route of data.md too
+LONG = ("bundle/docs/commands.md", "bundle/docs/data.md", "bundle/docs/glioma.md")  # over 20 s each
 SHORT = [document for document in WITH_COMMANDS if not document.name.startswith(EXPERIMENTS)]
 
 # Where the commands of a document are typed, if not in the repository.
