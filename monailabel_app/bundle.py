@@ -41,8 +41,9 @@ class Segmentation:
     `middle_mm` is the head's middle between left and right, x in RAS millimeters, None if not both are seen.
     `confidence` is the mean probability inside the mask, of an empty one that of the background where it is lowest; not
     calibrated. `disagreement` is 1 - Dice of y_f and y_r, small parts included, 0 where both are empty;
-    `error_mass_mm3` the integral of the error map. `version` and `sha256` are those of the weights that computed it.
-    `files` holds the saved volumes by name: pred (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
+    `error_mass_mm3` the integral of the error map; both are 0 for a network without one. `version` and `sha256`
+    are those of the weights that computed it. `files` holds the saved volumes by name, those that there are: pred
+    (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
     """
 
     mask: np.ndarray
@@ -162,7 +163,7 @@ class ServedBundle:
             importlib.import_module(f"{CODE}.trainer").load_weights(network, path=weights)
             inferer = parser.get_parsed_content("inferer")
             task = importlib.import_module(f"{CODE}.data.datalist").TASKS[parser["task"]]
-            self.refine = importlib.import_module(f"{CODE}.losses").refine
+            self.network_outputs = importlib.import_module(f"{CODE}.networks.tissnet")
             self.t2_likeness = importlib.import_module(f"{CODE}.data.checks").t2_likeness
             self.network, self.inferer = network.eval(), inferer
             self.weights, self.sha256 = weights, versions.sha256(weights)
@@ -237,7 +238,8 @@ class ServedBundle:
             self.inferer.flips = [(0,), (1,), (0, 1)] if flips else []
             middle_mm = _middle_mm(data["image"])
             data["pred"], used = self._infer(data["image"], device, notes)
-            plain = torch.as_tensor(data["pred"]).as_subclass(torch.Tensor).numpy()
+            named = self.network_outputs.outputs_of(data["pred"])
+            outputs = {name: torch.from_numpy(part[0].numpy()) for name, part in named.items()}
             voxel_mm3 = float(torch.as_tensor(data["image"].pixdim).prod())
             output = after(data)
             if self.inferer.cut or self.inferer.places > self.inferer.most_places:
@@ -245,17 +247,23 @@ class ServedBundle:
             if self.not_served:
                 notes.append(self.not_served)
             version, digest = self.version, self.sha256
-        y_f, _, y_c, y_e = (torch.from_numpy(channel) for channel in plain)
+        y_f = outputs["pred"]
         inside = y_f >= threshold
+        disagreement = error_mass_mm3 = 0.0
+        if "error" in outputs:
+            error_mass_mm3 = float(outputs["error"].sum()) * voxel_mm3
+            if "coarse" in outputs:
+                refined = self.network_outputs.refine(outputs["coarse"], outputs["error"])
+                disagreement = _disagreement(inside, refined >= threshold)
         mask = np.asarray(output["pred"][0].cpu()) > 0
         return Segmentation(
             mask=mask,
             affine=np.asarray(output["pred"].affine.cpu(), dtype=float),
             middle_mm=middle_mm,
-            files={name: Path(str(output[name].meta["saved_to"])) for name in OUTPUTS},
+            files={name: Path(str(output[name].meta["saved_to"])) for name in OUTPUTS if name in output},
             confidence=float(y_f[inside].mean() if mask.any() else 1 - y_f.max()),
-            disagreement=_disagreement(inside, self.refine(y_c, y_e) >= threshold),
-            error_mass_mm3=float(y_e.sum()) * voxel_mm3,
+            disagreement=disagreement,
+            error_mass_mm3=error_mass_mm3,
             device=used,
             seconds=time.perf_counter() - started,
             version=version,
@@ -264,7 +272,7 @@ class ServedBundle:
         )
 
     def _infer(self, image: torch.Tensor, device: str, notes: list[str]) -> tuple[torch.Tensor, str]:
-        """The inferer's output (4, X, Y, Z) on the CPU, with the metadata, and the device that computed it."""
+        """The inferer's output (C, X, Y, Z) on the CPU, with the metadata, and the device that computed it."""
         for target in dict.fromkeys((device, "cpu")):
             try:
                 with torch.no_grad():

@@ -1,7 +1,4 @@
-"""An inferer whose answer is known: the mask is where the scan is bright. For tests of the way there and back.
-
-In place of a network, by an override of inference.json; nothing that learns goes here.
-"""
+"""An inferer whose answer is known: the mask is where the scan is bright. For tests of the way there and back."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from scripts.networks.tissnet import TISSNet, name_outputs
 
 BRIGHT = 0.3  # of normalized intensities, -1 to 1
 
@@ -32,4 +31,4 @@ class KnownAnswer:
         channels = torch.cat([bright, -plain, bright, (plain + 1) / 2], dim=1)
         result = torch.cat([inputs[:, :1]] * 4, dim=1)  # with the metadata
         result[:] = channels
-        return result
+        return name_outputs(result, TISSNet.outputs)

@@ -15,16 +15,15 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
-from monai.transforms import Invertd
 from torch import nn
 
 from scripts.inference.inferer import CascadeInferer, FullScanInferer
 from scripts.networks.discriminator import PatchDiscriminator3d
-from scripts.networks.tissnet import TISSNet
+from scripts.networks.tissnet import TISSNet, name_outputs
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.training.methods.tissnet import TISSNetMethod
 from scripts.training.trainer import MethodTrainer
-from scripts.transforms import CropAroundTumord
+from scripts.transforms import CropAroundTumord, InvertPredictiond
 
 pytestmark = [
     pytest.mark.gpu,
@@ -147,10 +146,11 @@ def test_an_inverted_crop() -> None:
     label[0, 5:7, 5:7, 2:4] = 1
     crop = CropAroundTumord(["image", "label"], label_key="label", size=(4, 4, 2))
     cropped = crop({"image": MetaTensor(torch.ones(1, 12, 12, 6)), "label": label})
-    pred = MetaTensor(torch.full((4, 4, 4, 2), 0.5)).cuda()
-    inverted = Invertd("pred", transform=crop, orig_keys="image", nearest_interp=False)({**cropped, "pred": pred})
-    assert inverted["pred"].shape == (4, 12, 12, 6)
-    assert inverted["pred"][1, 0, 0, 0].item() == -1
+    pred = name_outputs(torch.full((2, 4, 4, 2), 0.5).cuda(), ["pred", "synthetic"])
+    invert = InvertPredictiond("pred", transform=crop, orig_keys="image", nearest_interp=False)
+    inverted = invert({**cropped, "pred": pred})["pred"]
+    assert inverted.is_cuda and inverted.shape == (2, 12, 12, 6)
+    assert inverted[:, 0, 0, 0].tolist() == [0, -1]
 
 
 def test_a_process_per_gpu_by_nccl(vs_data: Path, bundle_root: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Tests of scripts.transforms: orientation, normalization, crop and naming, by content and through `Invertd`.
 
 The test volumes are functions of the place in millimeters, so that any grid's voxels can be checked against them.
-Which transforms the configs chain, and in which order, is tested in test_configs.py and test_workflows.py.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, Invertd, SaveImaged, Spacingd
 from scipy.spatial.transform import Rotation
 
+from scripts.networks.tissnet import name_outputs
 from scripts.transforms import (
     AddRefinedd,
     CropAroundTumord,
     FillTargetd,
     FindSiblingsd,
+    InvertPredictiond,
     LoadScansd,
     NameByCased,
     NormalizeForegroundd,
@@ -29,7 +30,6 @@ from scripts.transforms import (
     SamplingClassesd,
     SplitPredictiond,
     ToDisplayRanged,
-    foreground,
     name_of,
     working_axcodes,
 )
@@ -259,15 +259,6 @@ def test_whole_head_by_hand() -> None:
     assert out.max() == 1
 
 
-def test_foreground_by_hand() -> None:
-    stripped = torch.tensor([0.0] * 2 + [-3.0, 0.5] + [9.0] * 6).reshape(10, 1, 1)
-    assert foreground(stripped).flatten().tolist() == [False] * 2 + [True] * 8  # negative and small values belong
-    whole = torch.tensor([0.0] + [0.5] * 3 + [9.0] * 6).reshape(10, 1, 1)  # 10 % of zeros: not stripped
-    assert foreground(whole).flatten().tolist() == [False] * 4 + [True] * 6
-    shifted = foreground(whole - 50)
-    assert torch.equal(shifted, foreground(whole))  # also where air is not near 0
-
-
 @pytest.mark.parametrize("scale", [1e-3, 37.0])
 def test_scanner_units_do_not_matter(scale: float) -> None:
     assert torch.allclose(normalize(ramp() * scale), normalize(ramp()), atol=ATOL)
@@ -430,20 +421,43 @@ def test_the_other_side_outside_of_the_scan_is_passed_over() -> None:
 # what is written
 
 
-@pytest.mark.parametrize("channels", [1, 4, 5])
-def test_split_prediction(channels: int) -> None:
-    prediction = torch.arange(float(channels)).reshape(-1, 1, 1, 1).repeat(1, 2, 2, 2)
-    out = SplitPredictiond("pred")({"pred": MetaTensor(prediction), "case": "vs_007"})
-    expected = ["pred", "synthetic", "coarse", "error", "perceptor"][:channels]
-    assert set(out) == {*expected, "case"}
-    for i, name in enumerate(expected):
+ALL_OUTPUTS = ["pred", "synthetic", "coarse", "error", "perceptor"]
+
+
+@pytest.mark.parametrize("names", [["pred"], ["synthetic", "pred"], ALL_OUTPUTS])
+def test_a_prediction_is_divided_by_the_names_of_its_outputs(names: list[str]) -> None:
+    prediction = torch.arange(float(len(names))).reshape(-1, 1, 1, 1).repeat(1, 2, 2, 2)
+    out = SplitPredictiond("pred")({"pred": name_outputs(prediction, names), "case": "vs_007"})
+    assert set(out) == {*names, "case"}
+    for i, name in enumerate(names):
         assert out[name].shape == (1, 2, 2, 2) and (out[name] == i).all()
 
 
-@pytest.mark.parametrize("channels", [2, 3, 6])
-def test_split_refuses_other_channel_numbers(channels: int) -> None:
-    with pytest.raises(ValueError, match=f"{channels} channels: expected 1, 4 or 5"):
-        SplitPredictiond("pred")({"pred": torch.zeros(channels, 2, 2, 2)})
+@pytest.mark.parametrize("names", [[], ["pred"], ["pred", "synthetic", "error"]])
+def test_a_prediction_without_a_name_for_every_channel_is_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"2 channel\(s\) has the names .*: expected one each.*InvertPredictiond"):
+        SplitPredictiond("pred")({"pred": name_outputs(torch.zeros(2, 2, 2, 2), names)})
+    with pytest.raises(ValueError, match=r"1 channel\(s\) has the names \[\]"):
+        SplitPredictiond("pred")({"pred": torch.zeros(1, 2, 2, 2)})
+
+
+@pytest.mark.parametrize("cases", [1, 2])
+def test_names_survive_batches_and_the_way_back_to_the_scans_grid(cases: int) -> None:
+    original = sample("PIR", SAGITTAL)
+    pre = Compose([OrientToWorkingGridd("image"), Spacingd("image", pixdim=(0.8, 0.8, 1.5))])
+    batch = list_data_collate([pre(original) for _ in range(cases)])
+    image = batch["image"]
+    batch["pred"] = name_outputs(torch.cat([image, 1 - image], dim=1), ["synthetic", "pred"])
+    post = Compose([InvertPredictiond("pred", pre, orig_keys="image", nearest_interp=False), SplitPredictiond("pred")])
+    items = decollate_batch(batch)
+    assert len(items) == cases
+    for item in items:
+        out = post(item)
+        assert out["synthetic"].shape == out["pred"].shape == original["image"].shape
+        assert torch.allclose(out["synthetic"], 1 - out["pred"], atol=ATOL)
+        pair = np.stack([out["synthetic"][0].numpy().ravel(), original["image"][0].numpy().ravel()])
+        assert np.corrcoef(pair)[0, 1] > MIN_CORRELATION
+        assert "outputs" not in item["image"].meta and item["image"].applied_operations  # as it was
 
 
 def test_refined_masks_by_hand() -> None:
@@ -570,12 +584,12 @@ def test_outside_an_inverted_crop_is_background() -> None:
     label[0, 5:7, 5:7, 2:4] = 1
     crop = CropAroundTumord(["image", "label"], label_key="label", size=(4, 4, 2))
     cropped = crop({"image": MetaTensor(torch.ones(1, 12, 12, 6)), "label": label})
-    prediction = MetaTensor(torch.full((4, 4, 4, 2), 0.5))
-    inverted = Invertd("pred", transform=crop, orig_keys="image", nearest_interp=False)({**cropped, "pred": prediction})
-    pred = inverted["pred"]
-    assert pred.shape == (4, 12, 12, 6)
-    assert torch.equal(pred[:, 6, 6, 3], torch.full((4,), 0.5))
-    assert torch.equal(pred[:, 0, 0, 0], torch.tensor([0.0, -1.0, 0.0, 0.0]))
+    prediction = name_outputs(torch.full((3, 4, 4, 2), 0.5), ["pred", "error", "synthetic"])
+    invert = InvertPredictiond("pred", transform=crop, orig_keys="image", nearest_interp=False)
+    pred = invert({**cropped, "pred": prediction})["pred"]
+    assert pred.shape == (3, 12, 12, 6)
+    assert torch.equal(pred[:, 6, 6, 3].as_tensor(), torch.full((3,), 0.5))
+    assert torch.equal(pred[:, 0, 0, 0].as_tensor(), torch.tensor([0.0, 0.0, -1.0]))
 
 
 def test_a_missing_target_is_filled_with_background_on_the_grid_of_the_image() -> None:

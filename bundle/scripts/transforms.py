@@ -1,8 +1,4 @@
-"""Dictionary transforms that MONAI lacks: a case's scans, the working grid, normalization, the paper's crop.
-
-Everything that MONAI has (resampling, cropping, flipping, saving) is used from there, in the configs. Nothing random
-goes here, and nothing that writes files.
-"""
+"""Dictionary transforms that MONAI lacks: scans of a case, working grid, normalization, the paper's crop, outputs."""
 
 from __future__ import annotations
 
@@ -15,19 +11,19 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop, Transform
+from monai.transforms import Invertd, InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop, Transform
 from monai.utils import TraceKeys
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
-from scripts.data.checks import AIR_FRACTION, SKULL_STRIPPED_ZEROS
+from scripts.data.checks import foreground
 from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS, corner_distance
 from scripts.data.inputs import find_inputs
-from scripts.training.losses import refine
+from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
+from scripts.networks.unet2d5 import BACKGROUND
 
 PERCENTILES = (0.5, 99.5)
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
-BACKGROUND = -1.0  # normalized intensity of air, and of everything outside the scan
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
 
 
@@ -146,9 +142,6 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
         allow_missing_keys: whether a missing key is passed over.
     """
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
@@ -172,8 +165,8 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
 class CropAroundTumord(MapTransform, InvertibleTransform):
     """Crops a box of fixed size around the tumor's center, as the paper does also at test time (`paper_crop`).
 
-    It needs the truth, so it exists to compare numbers only. Invertible by `Invertd`, for predictions: outside the box
-    masks and error become 0, the synthetic image (second of the inferer's channels) background.
+    It needs the truth, so it exists to compare numbers only. Invertible by `InvertPredictiond`: outside the box outputs
+    have their value of `networks.tissnet.OUTSIDE`, 0 for most.
 
     Args:
         keys: entries to crop, MetaTensors (C, X, Y, Z) of one common grid.
@@ -212,30 +205,10 @@ class CropAroundTumord(MapTransform, InvertibleTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            outside = torch.zeros(len(d[key]), 1, 1, 1, device=d[key].device)
-            outside[1:2] = BACKGROUND
+            values = [OUTSIDE.get(name, 0.0) for name in output_names(d[key])] or [0.0]
+            outside = torch.tensor(values, device=d[key].device).reshape(-1, 1, 1, 1)
             d[key] = SpatialCrop(roi_start=[0, 0, 0], roi_end=[1, 1, 1]).inverse(d[key] - outside) + outside
         return d
-
-
-def foreground(volume: torch.Tensor) -> torch.Tensor:
-    """Finds the head: non-zero voxels of a skull-stripped volume, otherwise those above a robust air threshold.
-
-    A volume counts as skull-stripped when more than a tenth of its voxels are exactly 0. Otherwise the threshold is a
-    tenth of the way from the minimum to the 99th percentile.
-
-    Args:
-        volume: (X, Y, Z), any units.
-
-    Returns:
-        boolean (X, Y, Z).
-    """
-    nonzero = volume != 0
-    if (~nonzero).float().mean() > SKULL_STRIPPED_ZEROS:
-        return nonzero
-    low = float(volume.min())
-    high = float(np.percentile(volume.cpu().numpy(), 99))
-    return volume > low + AIR_FRACTION * (high - low)
 
 
 class NormalizeForegroundd(MapTransform):
@@ -250,9 +223,6 @@ class NormalizeForegroundd(MapTransform):
     Raises:
         ValueError: for NaN or infinite voxels, and for a constant (for example all-zero) channel.
     """
-
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -273,16 +243,16 @@ class NormalizeForegroundd(MapTransform):
             raise ValueError(
                 f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again."
             )
-        inside = foreground(volume)
-        values = volume[inside].cpu().numpy()
-        low, high = np.percentile(values, PERCENTILES) if values.size else (0.0, 0.0)
+        voxels = volume.cpu().numpy()
+        inside = foreground(voxels, sampled=False)
+        low, high = np.percentile(voxels[inside], PERCENTILES) if inside.any() else (0.0, 0.0)
         if not high > low:
             raise ValueError(
                 f"{where} is constant or empty (0.5 and 99.5 percentile of its foreground are {low:g} and {high:g}): "
                 "expected an MR image; check that the right file was given."
             )
         scaled = ((volume - float(low)) / float(high - low) * 2 - 1).clamp(-1, 1)
-        return torch.where(inside, scaled, BACKGROUND)
+        return torch.where(torch.from_numpy(inside).to(volume.device), scaled, BACKGROUND)
 
 
 class FillTargetd(MapTransform):
@@ -369,40 +339,45 @@ class NameByCased(MapTransform):
         return d
 
 
-class SplitPredictiond(MapTransform):
-    """Splits the inferer's channels into `pred` (y_f), `synthetic` (x_t_syn), `coarse` (y_c) and `error` (y_e).
+class InvertPredictiond(Invertd):
+    """MONAI's `Invertd` for an inferer's prediction, whose outputs keep their names.
 
-    A one-channel prediction (plain segmentors) stays `pred` alone; a fifth channel becomes `perceptor`, the mask of
-    S_p on the synthetic image. The values are left as they are.
-
-    Args:
-        keys: the prediction, (C, X, Y, Z) with C of 1, 4 or 5.
+    `Invertd` gives it the image's metadata in place of its own; here the image's have the names.
     """
 
-    NAMES = ("pred", "synthetic", "coarse", "error", "perceptor")
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, orig_key in self.key_iterator(d, self.orig_keys):
+            image = d[orig_key][...]  # the same voxels, with metadata of its own
+            d[orig_key] = name_outputs(image, output_names(d[key]))
+        return super().__call__(d)
+
+
+class SplitPredictiond(MapTransform):
+    """Divides an inferer's prediction into its outputs, each under its own name: `pred`, and what else there is.
+
+    Args:
+        keys: the prediction, (C, X, Y, Z), its channels named. The values are left as they are.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            prediction = d[key]
-            if len(prediction) not in (1, 4, 5):
-                raise ValueError(f"{key} has {len(prediction)} channels: expected 1, 4 or 5, see CascadeInferer.")
-            for i, name in enumerate(self.NAMES[: len(prediction)]):
-                d[name] = prediction[i : i + 1]
+            d.update(outputs_of(d[key]))
         return d
 
 
 class AddRefinedd(Transform):
     """Adds `y_r`, the coarse mask corrected where the error map says so (eq. 7), and `mean`, the mean of y_f and y_r.
 
-    Expects what `SplitPredictiond` gives, probabilities; without an error map nothing is added.
+    Expects what `SplitPredictiond` gives, probabilities; without a coarse mask and an error map nothing is added.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if "error" in d:
-            d["y_r"] = refine(d["coarse"], d["error"])
-            d["mean"] = (d["pred"] + d["y_r"]) / 2
+        if COARSE in d and ERROR in d:
+            d["y_r"] = refine(d[COARSE], d[ERROR])
+            d["mean"] = (d[PRED] + d["y_r"]) / 2
         return d
 
 

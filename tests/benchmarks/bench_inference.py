@@ -42,7 +42,7 @@ sys.path.insert(0, str(BUNDLE))
 
 from scripts.data.phantom.make import make_phantom  # noqa: E402
 from scripts.inference.engine import Engine  # noqa: E402
-from scripts.inference.stages import CascadeOutput  # noqa: E402
+from scripts.inference.stages import Outputs  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
 from scripts.training.trainer import load_weights  # noqa: E402
 from scripts.transforms import NormalizeForegroundd  # noqa: E402
@@ -77,7 +77,7 @@ def make_module(features: list[int]) -> nn.Module:
     network = TISSNet(1, features=features)
     if features == FEATURES:
         load_weights(network, path=BUNDLE / "models" / "model.pt")
-    return CascadeOutput(network).eval()
+    return Outputs(network).eval()
 
 
 def make_scan(shape: list[int], *, diameter: float | None = None, seed: int = SEED) -> tuple[Tensor, np.ndarray]:

@@ -152,8 +152,8 @@ def compare(
     Returns:
         the mask's probability on the scan's own grid, (formats, X, Y, Z), and every format's seconds, a window each.
     """
-    from scripts.inference.inferer import foreground_box
-    from scripts.transforms import BACKGROUND
+    from scripts.inference.regions import foreground_box
+    from scripts.networks.unet2d5 import BACKGROUND
 
     preprocessing = config.get_parsed_content("preprocessing")
     data = preprocessing({"image": [str(file) for file in files]})

@@ -36,7 +36,7 @@ from scripts.data.datalist import load_datalist  # noqa: E402
 from scripts.data.phantom.make import SIZES, make_phantom  # noqa: E402
 from scripts.inference.engine import Engine  # noqa: E402
 from scripts.inference.inferer import FullScanInferer  # noqa: E402
-from scripts.inference.stages import CascadeOutput  # noqa: E402
+from scripts.inference.stages import Outputs  # noqa: E402
 from scripts.networks.localizer import Localizer  # noqa: E402
 from scripts.training.trainer import load_weights  # noqa: E402
 
@@ -89,7 +89,7 @@ class FineLogits(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.cascade = CascadeOutput(network)
+        self.cascade = Outputs(network)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.logit(self.cascade(x)[:, :1], eps=1e-6)

@@ -5,9 +5,7 @@ Measured on patients elsewhere: the phantoms here only pin the behavior.
 
 import numpy as np
 import pytest
-import torch
 
-from scripts import transforms
 from scripts.data import checks
 from scripts.data.phantom.make import make_phantom
 
@@ -35,11 +33,20 @@ def case():
 # --- Foreground and head
 
 
-@pytest.mark.parametrize("stripped", [False, True])
-def test_foreground_is_that_of_training(case, stripped):
-    voxels = case.images["T2"] * (case.images["T2"] > 150) if stripped else case.images["T2"]
-    assert checks.is_skull_stripped(voxels) == stripped
-    np.testing.assert_array_equal(checks.foreground(voxels), transforms.foreground(torch.from_numpy(voxels)).numpy())
+def test_foreground_by_hand():
+    stripped = np.array([0.0] * 2 + [-3.0, 0.5] + [9.0] * 6).reshape(10, 1, 1)
+    assert checks.foreground(stripped).ravel().tolist() == [False] * 2 + [True] * 8  # negative and small values belong
+    whole = np.array([0.0] + [0.5] * 3 + [9.0] * 6).reshape(10, 1, 1)  # 10 % of zeros: not stripped
+    assert checks.foreground(whole).ravel().tolist() == [False] * 4 + [True] * 6
+    np.testing.assert_array_equal(checks.foreground(whole - 50), checks.foreground(whole))  # where air is not near 0
+
+
+def test_foreground_by_every_voxel_or_by_some(monkeypatch):
+    monkeypatch.setattr(checks, "_SAMPLED", 60)
+    voxels = np.tile([1.0, 2.0, 2.0, 100.0], 25).reshape(100, 1, 1)  # every second voxel has no 2 and no 100 among them
+    voxels[::2] = [[[1.0]], [[2.0]]] * 25
+    assert checks.foreground(voxels, sampled=False).sum() == 25
+    assert checks.foreground(voxels).sum() == 75  # by the even ones alone, 1 and 2, the threshold is 1.1
 
 
 def test_head_is_the_largest_part_with_its_holes_filled():

@@ -1,15 +1,11 @@
-"""Tests of scripts.evaluation.handlers: what they write for cases with a known answer, by a made evaluator on files.
-
-The metrics' own values are tested in test_metrics.py, the pictures in test_figures.py, the configs' evaluators in
-test_workflows.py, checkpoints in test_checkpoints.py.
-"""
+"""Tests of scripts.evaluation.handlers: what they write for cases with a known answer, by a made evaluator on files."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from scripts.evaluation.handlers import (
 )
 from scripts.evaluation.per_case import PREDICTIONS, read_per_case
 from scripts.inference.cohort import Cohort
+from scripts.networks.tissnet import PERCEPTOR, TISSNet, name_outputs
 from scripts.training.dataset import PrepareInputs
 from scripts.transforms import AddRefinedd, NameByCased, SplitPredictiond
 
@@ -42,23 +39,31 @@ SHOWN, DARK = 0.6, -0.8  # of the source image where the network finds tumor, an
 SHIFT = 0.1  # from the synthetic image to the real target
 PSNR = 10 * math.log10(4 / SHIFT**2)
 PSNR_ATOL = 1e-3
+MASK = ("pred",)
 CASES = {"found": (True, True), "missed": (True, False), "healthy": (False, False)}  # (tumor, shown in the source)
 
 
 class Network(nn.Module):
     """Finds what is bright: y_f 0.95 there and 0.05 elsewhere, x_t_syn the source itself, y_c 0.9 and y_e 1 throughout.
 
-    So y_c marks everything, y_r is 0.1, an empty mask, and the mean of both is 0.525 in the tumor.
+    So y_c marks everything, y_r is 0.1, an empty mask, and the mean of both is 0.525 in the tumor. S_p's mask is
+    everything but the tumor.
     """
 
-    def __init__(self, channels: int = 4) -> None:
+    def __init__(self, outputs: Sequence[str] = TISSNet.outputs) -> None:
         super().__init__()
-        self.channels = channels
+        self.outputs = outputs
 
     def forward(self, x_s: Tensor) -> Tensor:
         bright = (x_s > 0).float()
-        channels = [0.05 + 0.9 * bright, x_s, 0.9 + 0 * x_s, 1 + 0 * x_s, 1 - bright]
-        return torch.cat(channels[: self.channels], dim=1)
+        computed = {
+            "pred": 0.05 + 0.9 * bright,
+            "synthetic": x_s,
+            "coarse": 0.9 + 0 * x_s,
+            "error": 1 + 0 * x_s,
+            "perceptor": 1 - bright,
+        }
+        return name_outputs(torch.cat([computed[name] for name in self.outputs], dim=1), self.outputs)
 
 
 def write_case(folder: Path, name: str) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def evaluator(
     output: Path,
     handler: Any = None,
     *,
-    channels: int = 4,
+    outputs: Sequence[str] = TISSNet.outputs,
     truth: bool = True,
     smallest_mm3: float = 0.0,
     inferer: Callable = lambda inputs, network: network(inputs),
@@ -96,7 +101,7 @@ def evaluator(
     copies = ["files_image", "files_target", "files_label", "original_label"]
     before = CopyItemsd([*keys, "label"], names=copies) if truth else CopyItemsd("image", names="files_image")
     loaded = [*keys, "original_label"] if truth else keys
-    saved = [name for name in ("pred", "synthetic", "error") if channels > 1 or name == "pred"]
+    saved = [name for name in ("pred", "synthetic", "error") if name in outputs]
     postprocessing = [
         CopyItemsd("pred", names="working"),
         SplitPredictiond("pred"),
@@ -125,7 +130,7 @@ def evaluator(
     return SupervisedEvaluator(
         torch.device("cpu"),
         loader,
-        Network(channels),
+        Network(outputs),
         prepare_batch=PrepareInputs(["image"]),
         inferer=inferer,
         postprocessing=Compose(postprocessing),
@@ -173,11 +178,11 @@ def test_the_predictions_are_fine_coarse_refined_and_mean(tmp_path: Path, entrie
     assert len({row["psnr_global"] for row in rows.values()}) == 1
 
 
-def test_perceptibility_is_of_the_fifth_channel(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
-    row = evaluate(entries[:1], tmp_path, channels=5)["found", "full_scan", "y_f"]
+def test_perceptibility_is_of_the_perceptors_mask(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
+    row = evaluate(entries[:1], tmp_path, outputs=(*TISSNet.outputs, PERCEPTOR))["found", "full_scan", "y_f"]
     voxels = math.prod(SHAPE)
     assert row["dice"] == 1
-    assert row["perceptibility_dice"] == 0  # the fifth channel is everything but the tumor
+    assert row["perceptibility_dice"] == 0
     assert row["perceptibility_assd_mm"] > 0 and row["perceptibility_hd95_mm"] > 0
     assert row["volume_mm3"] == TUMOR_MM3 < voxels  # volumes are of y_f, not of S_p
 
@@ -185,7 +190,7 @@ def test_perceptibility_is_of_the_fifth_channel(tmp_path: Path, entries: list[di
 def test_a_plain_segmentor_has_one_row_a_case_and_no_image_metrics(
     tmp_path: Path, entries: list[dict[str, Any]]
 ) -> None:
-    rows = evaluate(entries[:1], tmp_path, channels=1)
+    rows = evaluate(entries[:1], tmp_path, outputs=MASK)
     assert list(rows) == [("found", "full_scan", "y_f")]
     row = rows["found", "full_scan", "y_f"]
     assert row["dice"] == 1 and math.isnan(row["psnr_global"]) and math.isnan(row["ssim_global"])
@@ -211,9 +216,9 @@ def test_predictions_json_names_every_file(tmp_path: Path, entries: list[dict[st
 
 
 def test_the_other_protocols_rows_are_kept_and_its_own_replaced(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
-    evaluate(entries[:1], tmp_path, channels=1, protocol="paper_crop")
-    evaluate(entries, tmp_path, channels=1)
-    rows = evaluate(entries[1:2], tmp_path, channels=1)
+    evaluate(entries[:1], tmp_path, outputs=MASK, protocol="paper_crop")
+    evaluate(entries, tmp_path, outputs=MASK)
+    rows = evaluate(entries[1:2], tmp_path, outputs=MASK)
     assert set(rows) == {("found", "paper_crop", "y_f"), ("missed", "full_scan", "y_f")}
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert {(entry["case"], entry["protocol"]) for entry in written} == {key[:2] for key in rows}
@@ -222,7 +227,7 @@ def test_the_other_protocols_rows_are_kept_and_its_own_replaced(tmp_path: Path, 
 def test_both_files_are_complete_after_every_case(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     broken = [entries[0], {**entries[1], "label": str(tmp_path / "gone.nii.gz")}]
     with pytest.raises(Exception, match="applying transform"):
-        evaluate(broken, tmp_path / "run", channels=1)
+        evaluate(broken, tmp_path / "run", outputs=MASK)
     assert [row["case"] for row in read_per_case(tmp_path / "run" / "per_case.csv")] == ["found"]
     assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == 1
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
@@ -320,7 +325,7 @@ def test_a_case_is_complete_when_all_its_files_are_written(tmp_path: Path, entri
 
 def test_a_case_without_id_is_named_by_its_file(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     data = [{"image": entries[0]["image"]}]
-    evaluator(data, tmp_path, channels=1, truth=False).run()
+    evaluator(data, tmp_path, outputs=MASK, truth=False).run()
     (row,) = volumes(tmp_path)
     assert (row["case"], row["voxels"]) == ("found_T2", f"{TUMOR_VOXELS}")
     assert row["synthetic"] == row["error"] == ""
@@ -330,13 +335,13 @@ def test_a_case_without_id_is_named_by_its_file(tmp_path: Path, entries: list[di
 # previews
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_one_preview_for_each_validation(tmp_path: Path, entries: list[dict[str, Any]], channels: int) -> None:
+@pytest.mark.parametrize("outputs", [MASK, TISSNet.outputs])
+def test_one_preview_for_each_validation(tmp_path: Path, entries: list[dict[str, Any]], outputs: Sequence[str]) -> None:
     keys = ["image", "target", "label"]
     validator = SupervisedEvaluator(
         torch.device("cpu"),
         DataLoader(Dataset(entries[:2], LoadImaged(keys, ensure_channel_first=True)), batch_size=1),
-        Network(channels),
+        Network(outputs),
         prepare_batch=PrepareInputs(["image"]),
         inferer=lambda inputs, network: network(inputs),
         postprocessing=Compose([SplitPredictiond("pred"), AsDiscreted("pred", threshold=0.5)]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scripts.inference import engine as module_under_test
 from scripts.inference.engine import Engine
-from scripts.inference.stages import CascadeOutput, MaskOutput
+from scripts.inference.stages import Outputs
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 
@@ -34,7 +34,7 @@ def segmentor() -> nn.Module:
     torch.manual_seed(0)
     network = UNet2d5(1, 1, features=TINY)
     nn.init.normal_(network.decoders[0].head.weight)  # type: ignore[arg-type]
-    return MaskOutput(network).eval()
+    return Outputs(network).eval()
 
 
 @torch.no_grad()
@@ -147,13 +147,13 @@ def test_auto_goes_on_with_torch_where_openvino_does_not_start(
 
 
 @pytest.fixture(scope="module")
-def cascade() -> CascadeOutput:
+def cascade() -> Outputs:
     torch.manual_seed(0)
-    return CascadeOutput(TISSNet(1, features=TINY)).eval()
+    return Outputs(TISSNet(1, features=TINY)).eval()
 
 
 @torch.no_grad()
-def test_the_stages_together_are_the_cascade(cascade: CascadeOutput) -> None:
+def test_the_stages_together_are_the_cascade(cascade: Outputs) -> None:
     x = batch(1, 1, 32, 32, 8)
     stages = cascade.stages(x)
     assert [stage.sensitive for stage in stages] == [True, False, True, False]
@@ -164,7 +164,7 @@ def test_the_stages_together_are_the_cascade(cascade: CascadeOutput) -> None:
 
 
 @torch.no_grad()
-def test_openvino_runs_the_stages(cascade: CascadeOutput) -> None:
+def test_openvino_runs_the_stages(cascade: Outputs) -> None:
     """In bfloat16 where the processor computes in it; channels would differ by far more if they were mixed up."""
     x = batch(1, 1, 32, 32, 8)
     out = Engine("openvino", precision="bfloat16")(cascade, x)
@@ -175,7 +175,7 @@ def test_openvino_runs_the_stages(cascade: CascadeOutput) -> None:
 
 @torch.no_grad()
 def test_windows_that_have_to_be_padded_are_computed_in_float32(
-    cascade: CascadeOutput, caplog: pytest.LogCaptureFixture
+    cascade: Outputs, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert cascade.stages(batch(1, 1, 30, 32, 8)) == []
     with caplog.at_level(logging.INFO, logger="scripts.inference.engine"):
@@ -191,7 +191,7 @@ def test_a_network_whose_class_was_loaded_anew_has_stages_too(bundle_root: Path)
     another = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(another)
     assert another.TISSNet is not TISSNet
-    assert len(CascadeOutput(another.TISSNet(1, features=TINY)).stages(batch(1, 1, 32, 32, 8))) == 4
+    assert len(Outputs(another.TISSNet(1, features=TINY)).stages(batch(1, 1, 32, 32, 8))) == 4
 
 
 def test_openvino_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,10 @@
-"""Tests of inferer: windows, blending, channels, regions. The networks are stand-ins whose outputs are known.
-
-Pre- and postprocessing of whole scans is tested in test_transforms.py and test_workflows.py.
-"""
+"""Tests of inferer: windows, blending, outputs, regions. The networks are stand-ins whose outputs are known."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +14,16 @@ from torch import Tensor, nn
 
 from scripts.export import export
 from scripts.inference.inferer import (
-    Box,
     CascadeInferer,
     FullScanInferer,
     SegmentationInferer,
     find_localizer,
-    foreground_box,
     load_localizer,
 )
+from scripts.inference.regions import Box
+from scripts.inference.stages import Outputs
 from scripts.networks.localizer import Localizer
-from scripts.networks.tissnet import Cascade, TISSNet
+from scripts.networks.tissnet import Cascade, TISSNet, output_names, outputs_of
 from scripts.networks.unet2d5 import UNet2d5
 
 TINY = (4, 4, 8, 8, 8)
@@ -40,9 +38,15 @@ def volume(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-class Constant(nn.Module):
-    """A TISSNet of constant heads, also when called as a plain network."""
+class StandIn(nn.Module):
+    """A TISSNet whose G and S are made up."""
 
+    outputs = TISSNet.outputs
+    infer = TISSNet.infer
+    finish = TISSNet.finish
+
+
+class Constant(StandIn):
     def generate(self, x_s: Tensor) -> tuple[Tensor, Tensor]:
         one = torch.ones_like(x_s[:, :1])
         return 0.5 * one, -LOG3 * one
@@ -51,11 +55,13 @@ class Constant(nn.Module):
         one = torch.ones_like(x_s[:, :1])
         return torch.cat([LOG3 * one, 0 * one], dim=1)
 
+
+class ConstantMask(nn.Module):
     def forward(self, x_s: Tensor) -> Tensor:
         return LOG3 * torch.ones_like(x_s[:, :1])
 
 
-class Voxelwise(nn.Module):
+class Voxelwise(StandIn):
     """Every output voxel depends on its own input voxel only, so that blending must not change anything."""
 
     def generate(self, x_s: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,17 +88,26 @@ class Sizes(nn.Module):
 
 @pytest.mark.parametrize("size", [(40, 23, 9), (16, 16, 4), (5, 7, 2), (16, 50, 1)])
 def test_a_constant_network_blends_to_a_constant(size: tuple[int, ...]) -> None:
-    out = SegmentationInferer(WINDOW)(volume(1, 2, *size), Constant())
-    assert out.shape == (1, 1, *size)
+    out = SegmentationInferer(WINDOW)(volume(1, 2, *size), ConstantMask())
+    assert out.shape == (1, 1, *size) and output_names(out) == ["pred"]
     assert torch.allclose(out, torch.tensor(0.75), atol=ATOL)
 
 
 @pytest.mark.parametrize("size", [(40, 23, 9), (5, 7, 2)])
-def test_channels_are_in_the_documented_order(size: tuple[int, ...]) -> None:
+def test_every_output_has_its_name(size: tuple[int, ...]) -> None:
     out = CascadeInferer(WINDOW)(volume(2, 1, *size), Constant())
     assert out.shape == (2, 4, *size) and out.dtype == torch.float32
-    expected = torch.tensor([0.75, 0.5, 0.25, 0.5]).reshape(1, 4, 1, 1, 1)  # y_f, x_t_syn, y_c, y_e
-    assert torch.allclose(out, expected.expand_as(out), atol=ATOL)
+    expected = {"pred": 0.75, "synthetic": 0.5, "coarse": 0.25, "error": 0.5}
+    assert {name: pytest.approx(part.mean().item(), abs=ATOL) for name, part in outputs_of(out).items()} == expected
+    assert all(part.shape == (2, 1, *size) and part.std() < ATOL for part in outputs_of(out).values())
+
+
+def test_a_network_without_a_mask_is_refused() -> None:
+    class Generator(nn.Module):
+        outputs = ("synthetic",)
+
+    with pytest.raises(ValueError, match="Generator has the outputs .*: expected 'pred' among them"):
+        SegmentationInferer(WINDOW)(volume(1, 1, *WINDOW), Generator())
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
@@ -184,7 +199,7 @@ def test_the_perceptor_sees_the_synthetic_image() -> None:
 
     x_s = volume(1, 2, 30, 21, 7)
     out = CascadeInferer(WINDOW, perceptor=Perceptor().train())(x_s, Voxelwise())
-    assert out.shape == (1, 5, 30, 21, 7)
+    assert out.shape == (1, 5, 30, 21, 7) and output_names(out) == [*TISSNet.outputs, "perceptor"]
     assert torch.allclose(out[:, 4:], torch.sigmoid(-5 * x_s[:, :1]), atol=ATOL)
     assert torch.equal(out[:, :4], CascadeInferer(WINDOW)(x_s, Voxelwise()))
 
@@ -206,10 +221,7 @@ class Faint(FullScanInferer):
 
     region = (slice(8, 24), slice(36, 52), slice(0, 4))
 
-    def prepare(self, network: nn.Module, device: torch.device) -> None:
-        self._modules[network] = []
-
-    def window(self, x: Tensor, modules: list[nn.Module]) -> Tensor:
+    def window(self, x: Tensor, modules: Sequence[Outputs]) -> Tensor:
         return torch.full_like(x, 0.4).repeat(1, 4, 1, 1, 1)
 
     def _candidates(self, x_s: Tensor, box: Box) -> tuple[list[Box], np.ndarray]:
@@ -219,7 +231,7 @@ class Faint(FullScanInferer):
 @pytest.mark.parametrize(("threshold", "grows"), [(0.5, False), (0.3, True)])
 def test_regions_grow_for_the_threshold_that_is_asked(threshold: float, grows: bool) -> None:
     inferer = Faint(WINDOW, localizer=nn.Identity(), threshold=threshold)
-    inferer(torch.full((1, 1, 192, 192, 4), -0.5), nn.Identity())
+    inferer(torch.full((1, 1, 192, 192, 4), -0.5), StandIn())
     assert (inferer.regions != [Faint.region]) == grows
 
 
@@ -426,11 +438,27 @@ def test_scans_of_a_batch_have_regions_of_their_own() -> None:
         assert torch.equal(out[i, 0] > 0.5, mask)
 
 
-def test_the_box_of_the_foreground_passes_over_single_voxels_of_noise() -> None:
-    x_s = scan()
-    x_s[0, 0, 110, 2, 5] = 0.0
-    assert foreground_box(x_s) == (slice(8, 104), slice(4, 100), slice(0, 24))
-    assert foreground_box(torch.full((1, 1, 5, 6, 7), -1.0)) == (slice(0, 5), slice(0, 6), slice(0, 7))
+class TwoOutputs(nn.Module):
+    """A method that has no coarse mask and no error map, and names its image first."""
+
+    outputs = ("synthetic", "pred")
+
+    def infer(self, x_s: Tensor) -> Tensor:
+        return torch.cat([-x_s, torch.sigmoid(3 * x_s)], dim=1)
+
+
+def test_a_method_with_other_outputs_is_localized_by_its_mask() -> None:
+    inferer = full_scan()
+    x_s = scan(SPOT)
+    out = inferer(x_s, TwoOutputs())
+    assert inferer.regions == [(slice(32, 54), slice(42, 64), slice(8, 15))]
+    outside = torch.ones(out.shape[2:], dtype=torch.bool)
+    outside[inferer.regions[0]] = False
+    assert (out[0, :, outside] == torch.tensor([[-1.0], [0.0]])).all()
+    parts = outputs_of(out)
+    assert list(parts) == ["synthetic", "pred"]
+    assert torch.equal(parts["pred"] > 0.5, x_s > 0)
+    assert torch.allclose(parts["synthetic"][(0, 0, *SPOT)], -x_s[(0, 0, *SPOT)], atol=ATOL)
 
 
 # the localizer's weights

@@ -1,1 +1,1 @@
-"""Makers of input for tests: DICOM, contours, an archive, a patient as The Cancer Imaging Archive hands it out."""
+"""Makers of input for tests: DICOM, contours, archives, a patient of The Cancer Imaging Archive; and a made method."""

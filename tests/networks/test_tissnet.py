@@ -1,4 +1,4 @@
-"""Tests of scripts.networks.tissnet: what G and S see and give, and how the cascade wires them. No losses here."""
+"""Tests of scripts.networks.tissnet: what G and S see and give, and how the cascade wires them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.networks.tissnet import Cascade, TISSNet
+from scripts.networks.tissnet import Cascade, TISSNet, refine
 
 TINY = (4, 4, 8, 8, 8)
 SIZE = (32, 16, 4)
@@ -183,3 +183,20 @@ def test_scripted_cascade_is_equal() -> None:
     with torch.no_grad():
         scripted, eager = torch.jit.script(Cascade(network))(x_s), Cascade(network)(x_s)
     assert all(torch.equal(scripted[name], eager[name]) for name in NAMES)
+
+
+# eq. 7
+
+
+@pytest.mark.parametrize(("y_c", "y_e", "y_r"), [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_refine_truth_table(y_c: float, y_e: float, y_r: float) -> None:
+    assert refine(torch.tensor(float(y_c)), torch.tensor(float(y_e))).item() == y_r
+
+
+def test_refine_on_probabilities() -> None:
+    y_c, y_e = torch.tensor([0.8, 0.3, 0.5]), torch.tensor([0.1, 0.6, 0.9], requires_grad=True)
+    y_r = refine(y_c, y_e)
+    assert y_r.tolist() == pytest.approx([0.8 * 0.9 + 0.2 * 0.1, 0.3 * 0.4 + 0.7 * 0.6, 0.5], abs=ATOL)
+    y_r.sum().backward()
+    assert y_e.grad is not None
+    assert y_e.grad.tolist() == pytest.approx([1 - 1.6, 1 - 0.6, 0.0], abs=ATOL)  # 1 - 2 y_c

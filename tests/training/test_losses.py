@@ -24,7 +24,6 @@ from scripts.training.losses import (
     has_tumor,
     lsgan_loss,
     mean_over_samples,
-    refine,
     tumor_box,
 )
 
@@ -109,23 +108,6 @@ def test_no_weight_at_all_is_zero_with_zero_gradient() -> None:
     loss = mean_over_samples(data, torch.zeros(2))
     loss.backward()
     assert loss.item() == 0 and data.grad is not None and not data.grad.any()
-
-
-# eq. 7
-
-
-@pytest.mark.parametrize(("y_c", "y_e", "y_r"), [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)])
-def test_refine_truth_table(y_c: float, y_e: float, y_r: float) -> None:
-    assert refine(torch.tensor(float(y_c)), torch.tensor(float(y_e))).item() == y_r
-
-
-def test_refine_on_probabilities() -> None:
-    y_c, y_e = torch.tensor([0.8, 0.3, 0.5]), torch.tensor([0.1, 0.6, 0.9], requires_grad=True)
-    y_r = refine(y_c, y_e)
-    assert y_r.tolist() == close([0.8 * 0.9 + 0.2 * 0.1, 0.3 * 0.4 + 0.7 * 0.6, 0.5])
-    y_r.sum().backward()
-    assert y_e.grad is not None
-    assert y_e.grad.tolist() == pytest.approx([1 - 1.6, 1 - 0.6, 0.0], abs=RTOL)  # 1 - 2 y_c
 
 
 # eq. 4: the box

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from scripts.data.volume import VolumeError
 
-# Air, for `scripts.transforms` too.
+# Air.
 SKULL_STRIPPED_ZEROS = 0.1  # A volume with more than this fraction of exact zeros is taken as skull-stripped.
 AIR_FRACTION = 0.1  # Otherwise air lies below this fraction of the 99th percentile.
 
@@ -52,8 +52,10 @@ def is_skull_stripped(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = N
     return nonzero < (1 - SKULL_STRIPPED_ZEROS) * count
 
 
-def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """What is not air, by the rule of `scripts.transforms.foreground`.
+def foreground(
+    voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None, sampled: bool = True
+) -> NDArray[np.bool_]:
+    """What is not air: the head, or the brain of a skull-stripped volume, with holes.
 
     Non-zero voxels of a skull-stripped volume, otherwise those more than a tenth of the way from the minimum to the
     99th percentile.
@@ -61,6 +63,7 @@ def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) ->
     Args:
         voxels: (X, Y, Z), any units.
         coverage: as in `is_skull_stripped`; everything outside it is air.
+        sampled: whether some millions of a large volume's voxels suffice for the percentile.
     """
     inside = voxels.ravel(order="K") if coverage is None else voxels[coverage]
     if inside.size == 0:
@@ -68,7 +71,8 @@ def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) ->
     if is_skull_stripped(inside):
         return _covered(voxels != 0, coverage)
     low = float(inside.min())
-    high = float(np.percentile(inside[:: inside.size // _SAMPLED + 1], 99))
+    step = inside.size // _SAMPLED + 1 if sampled else 1
+    high = float(np.percentile(inside[::step], 99))
     return _covered(voxels > low + AIR_FRACTION * (high - low), coverage)
 
 

@@ -1,8 +1,4 @@
-"""Ignite handlers: what a run leaves behind to look at. Previews, per_case.csv, the report of an inference.
-
-Handlers observe and write; nothing here changes a prediction, computes a loss, keeps weights (`checkpoints.py`) or
-draws by itself (`figures.py`).
-"""
+"""Ignite handlers: what a run leaves behind to look at. Previews, per_case.csv, the report of an inference."""
 
 from __future__ import annotations
 
@@ -24,13 +20,15 @@ from scripts.evaluation.metrics import segmentation_metrics, synthesis_metrics
 from scripts.evaluation.per_case import read_per_case, write_per_case
 from scripts.files import whole_file
 from scripts.inference.cohort import Cohort
+from scripts.networks.tissnet import COARSE, ERROR, PERCEPTOR, PRED, SYNTHETIC, outputs_of
 from scripts.pictures import case_figure, overlay_figure, read_volume
 from scripts.training.trainer import load_weights
 
 logger = logging.getLogger(__name__)
 
 THRESHOLD = 0.5
-MASKS = {"y_f": "pred", "y_c": "coarse", "y_r": "y_r", "mean": "mean"}  # per_case.csv's name: postprocessing's
+MASKS = {"y_f": PRED, "y_c": COARSE, "y_r": "y_r", "mean": "mean"}  # per_case.csv's name: postprocessing's
+FILES = (PRED, SYNTHETIC, ERROR)  # what is written, of the outputs that there are
 
 
 class _CaseHandler:
@@ -70,17 +68,17 @@ class _CaseHandler:
 class EvaluationHandler(_CaseHandler):
     """Writes per_case.csv and predictions.json, which the report reads.
 
-    Dice, ASSD, HD95 and volumes are computed on the scan's own grid, for y_f, and with an error map for y_c, y_r and
-    the mean of y_f and y_r; PSNR and SSIM on the working grid, where images lie in [-1, 1]; perceptibility as Dice,
-    ASSD and HD95 of S_p's mask of the synthetic image. Both files are rewritten after every case, so nothing is lost;
-    what they hold of the other protocol is kept.
+    Dice, ASSD, HD95 and volumes are computed on the scan's own grid, for every mask that the method has: y_f, y_c, y_r,
+    the mean of y_f and y_r. PSNR and SSIM of a synthetic image are computed on the working grid, where images lie in
+    [-1, 1]; perceptibility as Dice, ASSD and HD95 of S_p's mask of it. Both files are rewritten after every case, so
+    nothing is lost; what they hold of the other protocol is kept.
 
     Args:
         output_dir: where to write.
         protocol: "full_scan" or "paper_crop", written into the rows.
 
-    Expects from postprocessing: `working` (the inferer's channels on the working grid), the masks `pred` (y_f),
-    `coarse` (y_c), `y_r` and `mean`, and `perceptor`, a probability, where there are such channels; from the data
+    Expects from postprocessing: `working` (the inferer's prediction on the working grid), the masks `pred` (y_f),
+    `coarse` (y_c), `y_r` and `mean`, and `perceptor`, a probability, where there are such outputs; from the data
     `target` and `label` on the working grid, `original_label`, `case`, and the files `files_image`, `files_target`,
     `files_label`.
     """
@@ -103,14 +101,15 @@ class EvaluationHandler(_CaseHandler):
         truth = _array(truth_image)
         spacing = _spacing(truth_image)
         shared: dict[str, Any] = {"case": batch["case"], "protocol": self.protocol, "seconds": seconds}
-        working = output["working"]
-        if len(working) > 1:
-            shared |= synthesis_metrics(_array(working, 1), _array(batch["target"]), _array(batch["label"]) > THRESHOLD)
+        working = outputs_of(output["working"])
+        if SYNTHETIC in working:
+            truth_on_grid = _array(batch["label"]) > THRESHOLD
+            shared |= synthesis_metrics(_array(working[SYNTHETIC]), _array(batch["target"]), truth_on_grid)
             evaluator: Any = engine
             if getattr(evaluator.inferer, "localized", False):  # elsewhere there is no synthetic image
                 shared |= {"psnr_global": math.nan, "ssim_global": math.nan}
-        if "perceptor" in output:
-            perceived = _array(output["perceptor"]) >= THRESHOLD
+        if PERCEPTOR in output:
+            perceived = _array(output[PERCEPTOR]) >= THRESHOLD
             for name, value in segmentation_metrics(perceived, truth, spacing=spacing).items():
                 if not name.startswith("volume"):
                     shared[f"perceptibility_{name}"] = value
@@ -125,7 +124,7 @@ class EvaluationHandler(_CaseHandler):
                 "image": list(batch["files_image"]),
                 "target": batch["files_target"],
                 "label": batch["files_label"],
-                **{name: _saved(output, name) for name in ("pred", "synthetic", "error")},
+                **{name: _saved(output, name) for name in FILES},
             }
         )
         write_per_case(self.output_dir / "per_case.csv", self.rows)
@@ -163,13 +162,12 @@ class InferenceHandler(_CaseHandler):
 
     def case(self, engine: Engine, batch: Mapping[str, Any], output: Mapping[str, Any], seconds: float) -> None:
         evaluator: Any = engine
-        pred = Path(str(_saved(output, "pred")))
+        pred = Path(str(_saved(output, PRED)))
         name = batch.get("case") or pred.name.removesuffix(".nii.gz").removesuffix("_pred")
-        mask = _array(output["pred"])
-        voxels = int(mask.sum())
-        voxel = float(np.prod(_spacing(output["pred"])))
+        voxels = int(_array(output[PRED]).sum())
+        voxel = float(np.prod(_spacing(output[PRED])))
         volume, removed = voxels * voxel, (int(_array(output["with_small_parts"]).sum()) - voxels) * voxel
-        files = {key: Path(file) for key in ("pred", "synthetic", "error") if (file := _saved(output, key))}
+        files = {key: Path(file) for key in FILES if (file := _saved(output, key))}
         found = f"{volume:.1f} mm3" if voxels else "no tumor found"
         found += f" ({removed:.1f} mm3 in small parts removed)" if removed else ""
         files_image = batch["files_image"]
@@ -179,7 +177,7 @@ class InferenceHandler(_CaseHandler):
             files["overlay"],
             source=source,
             prediction=read_volume(pred)[0],
-            error=read_volume(files["error"])[0] if "error" in files else None,
+            error=read_volume(files[ERROR])[0] if ERROR in files else None,
             spacing=spacing,
             title=f"{name}: {found}",
         )
@@ -219,7 +217,8 @@ class PreviewHandler:
     Args:
         output_dir: where to write.
 
-    Expects `image`, `target` and `label` on the working grid, `pred` (mask) and, with a cascade, `synthetic`, `error`.
+    Expects `image`, `target` and `label` on the working grid, `pred` (mask) and, if the method has them, `synthetic`
+    and `error`.
     """
 
     def __init__(self, output_dir: str) -> None:
@@ -233,17 +232,17 @@ class PreviewHandler:
         if state.iteration > 1:
             return
         batch, output = state.batch[0], state.output[0]
-        truth, mask = _array(batch["label"]) > THRESHOLD, _array(output["pred"]) > THRESHOLD
+        truth, mask = _array(batch["label"]) > THRESHOLD, _array(output[PRED]) > THRESHOLD
         spacing = _spacing(batch["image"])
         dice = segmentation_metrics(mask, truth, spacing=spacing)["dice"]
         case_figure(
             self.output_dir / f"epoch_{state.epoch:04d}.png",
             source=_array(batch["image"], -1),
-            synthetic=_array(output["synthetic"]) if "synthetic" in output else None,
+            synthetic=_array(output[SYNTHETIC]) if SYNTHETIC in output else None,
             target=_array(batch["target"]),
             truth=truth,
             prediction=mask,
-            error=_array(output["error"]) if "error" in output else None,
+            error=_array(output[ERROR]) if ERROR in output else None,
             spacing=spacing,
             title=f"{batch['case']}, epoch {state.epoch}: Dice {dice:.3f}",
         )

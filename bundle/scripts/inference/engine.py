@@ -1,7 +1,4 @@
-"""Where a forward pass runs: PyTorch on any device, or OpenVINO, which is several times quicker on a processor.
-
-Windows, blending and what a network's outputs mean do not go here, see `inferer.py`.
-"""
+"""Where a forward pass runs: PyTorch on any device, or OpenVINO, which is several times quicker on a processor."""
 
 from __future__ import annotations
 
@@ -147,7 +144,7 @@ def _openvino(module: nn.Module, examples: Sequence[Tensor], precision: str) -> 
 
 
 def _openvino_stages(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The module in bfloat16 on OpenVINO, but for those of its stages that are sensitive; see `outputs.Stage`."""
+    """The module in bfloat16 on OpenVINO, but for those of its stages that are sensitive; see `stages.Stage`."""
     if not hasattr(module, "stages"):
         return _openvino(module, (x,), "bfloat16")
     stages = module.stages(x)  # type: ignore[operator]

@@ -1,15 +1,10 @@
-"""Inference on whole volumes: sliding windows over a segmentor or the cascade, everywhere or where a tumor may be.
-
-No truth is seen here. Loading, resampling and saving go to the configs' pre- and postprocessing, where a forward pass
-runs to `engine.py`.
-"""
+"""Inference on whole volumes: sliding windows over any network, everywhere or where a tumor may be."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +14,22 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from monai.networks import eval_mode
 from monai.utils import convert_to_dst_type
-from scipy import ndimage
 from torch import Tensor, nn
 
 from scripts.data.record import sha256
 from scripts.inference.engine import Engine
-from scripts.inference.stages import CascadeOutput, MaskOutput
+from scripts.inference.regions import Box, count_cut, count_windows, find_regions, foreground_box, grown
+from scripts.inference.stages import Outputs
 from scripts.networks.localizer import Localizer
+from scripts.networks.tissnet import OUTSIDE, PERCEPTOR, PRED, SYNTHETIC, name_outputs, output_names, outputs_of
+from scripts.networks.unet2d5 import BACKGROUND
 from scripts.training.trainer import load_weights
-from scripts.transforms import BACKGROUND
 
 logger = logging.getLogger(__name__)
 
-FOREGROUND_SHARE = 0.001  # a plane with less of it is air with noise
-
-Box = tuple[slice, slice, slice]
-
 
 class SegmentationInferer(SlidingWindowInferer):
-    """Gaussian-blended windows of a network with one head: the mask's probability.
+    """Gaussian-blended windows of a network's outputs, see `Outputs`: of the mask's probability at least.
 
     Args:
         roi_size: window in voxels x, y, z; the training patch's (instance norm depends on it).
@@ -52,14 +44,13 @@ class SegmentationInferer(SlidingWindowInferer):
         progress: whether to show a bar over the windows.
 
     Shapes:
-        inputs (B, C, X, Y, Z) in [-1, 1]; returns (B, 1, X, Y, Z) in [0, 1], float32.
+        inputs (B, C, X, Y, Z) in [-1, 1]; returns (B, outputs, X, Y, Z), float32, a MetaTensor with the inputs'
+        metadata and the names of its channels: `outputs_of` divides it.
 
     Raises:
         ValueError: NaN or infinite inputs, flips along no axis, weights of another network.
         FileNotFoundError: weights of the ensemble that do not exist.
     """
-
-    output: type[nn.Module] = MaskOutput
 
     def __init__(
         self,
@@ -91,14 +82,14 @@ class SegmentationInferer(SlidingWindowInferer):
         self.engine = Engine(engine, precision=precision, compile=compile)
         self.flips = [list(axes) for axes in flips]
         self.ensemble = [ensemble] if isinstance(ensemble, str) else list(ensemble)
-        self._modules: dict[nn.Module, list[nn.Module]] = {}  # by network: it and the ensemble's, as they are run
+        self._modules: dict[nn.Module, list[Outputs]] = {}  # by network: it and the ensemble's, as they are run
 
     def prepare(self, network: nn.Module, device: torch.device) -> None:
         """Loads the ensemble and resolves the engine: what is wrong with them shows before the first scan."""
         self.engine.chosen(torch.device(device))
         if network not in self._modules:
             others = [load_weights(copy.deepcopy(network), path=path) for path in self.ensemble]
-            self._modules[network] = [self.output(n) for n in (network, *others)]
+            self._modules[network] = [Outputs(n) for n in (network, *others)]
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
@@ -112,14 +103,15 @@ class SegmentationInferer(SlidingWindowInferer):
             for module in modules:
                 self.engine.refresh(module.eval(), inputs.device)
             prediction = self.predict(plain, modules)
-        return convert_to_dst_type(prediction, inputs, dtype=torch.float32)[0]  # with the metadata, for Invertd
+        prediction = convert_to_dst_type(prediction, inputs, dtype=torch.float32)[0]  # with the metadata, for Invertd
+        return name_outputs(prediction, modules[0].names)
 
-    def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
+    def predict(self, inputs: Tensor, modules: Sequence[Outputs]) -> Tensor:
         """Computes the blended windows of a whole volume."""
         return super().__call__(inputs, lambda x: self.window(x, modules))  # type: ignore[return-value]
 
-    def window(self, x: Tensor, modules: list[nn.Module]) -> Tensor:
-        """Computes one batch of windows, (B, C, x, y, z) to (B, channels, x, y, z): the mean over weights and flips."""
+    def window(self, x: Tensor, modules: Sequence[Outputs]) -> Tensor:
+        """Computes one batch of windows, (B, C, x, y, z) to (B, outputs, x, y, z): the mean over weights and flips."""
         results = []
         for axes in ([], *self.flips):
             dims = [axis + 2 for axis in axes]
@@ -129,17 +121,15 @@ class SegmentationInferer(SlidingWindowInferer):
 
 
 class CascadeInferer(SegmentationInferer):
-    """Gaussian-blended windows of the whole cascade.
+    """Gaussian-blended windows of a method with a synthetic image, such as the cascade, and S_p on that image.
 
     Args: as `SegmentationInferer`, and
         perceptor: S_p; where given, its mask of the blended synthetic image is added (evaluation only).
 
     Shapes:
-        inputs x_s (B, C, X, Y, Z) in [-1, 1]; returns (B, 4, X, Y, Z), float32: y_f, x_t_syn, y_c, y_e (probabilities,
-        and x_t_syn in [-1, 1]); with a perceptor a fifth channel, S_p(x_t_syn).
+        inputs x_s (B, C, X, Y, Z) in [-1, 1]; returns (B, outputs, X, Y, Z) as `SegmentationInferer`, with a perceptor
+        and a synthetic image one channel more, `perceptor`.
     """
-
-    output = CascadeOutput
 
     def __init__(self, roi_size: Sequence[int], *, perceptor: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(roi_size, **kwargs)
@@ -148,10 +138,11 @@ class CascadeInferer(SegmentationInferer):
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         prediction = super().__call__(inputs, network, *args, **kwargs)
-        if self.perceptor is None or self.S_p is None:
+        names = output_names(prediction)
+        if self.perceptor is None or self.S_p is None or SYNTHETIC not in names:
             return prediction
-        S_p = self.S_p.to(prediction.device)
-        return torch.cat([prediction, self.perceptor(prediction[:, 1:2], S_p)], dim=1)
+        perceived = self.perceptor(outputs_of(prediction)[SYNTHETIC], self.S_p.to(prediction.device))
+        return name_outputs(torch.cat([prediction, perceived], dim=1), [*names, PERCEPTOR])
 
 
 class FullScanInferer(CascadeInferer):
@@ -163,7 +154,8 @@ class FullScanInferer(CascadeInferer):
     region, which grows while a part of the mask that the localizer suspects leaves it. Without a localizer, or once the
     regions, growing included, cost more than half as much, windows cover the whole box.
 
-    Where regions overlap, the higher y_f decides. Outside of them y_f, y_c and y_e are 0 and x_t_syn is background.
+    Where regions overlap, the higher probability of the mask decides. Outside of them probabilities are 0 and the
+    synthetic image is background, see `networks.tissnet.OUTSIDE`.
 
     Args: as `CascadeInferer`, and
         localizer: the trained `Localizer`, None for windows everywhere.
@@ -214,10 +206,12 @@ class FullScanInferer(CascadeInferer):
             looked += f", the most suspicious {self.most_places} of {self.places} places"
         return looked + (f"; {self.cut} part(s) of the mask end at their borders" if self.cut else "")
 
-    def predict(self, inputs: Tensor, modules: list[nn.Module]) -> Tensor:
+    def predict(self, inputs: Tensor, modules: Sequence[Outputs]) -> Tensor:
         return torch.cat([self._scan(scan[None], modules) for scan in inputs])
 
-    def _scan(self, x_s: Tensor, modules: list[nn.Module]) -> Tensor:
+    def _scan(self, x_s: Tensor, modules: Sequence[Outputs]) -> Tensor:
+        names = modules[0].names
+        mask = names.index(PRED)
         box = foreground_box(x_s)
         most = self.windows(box)
         found = None
@@ -226,12 +220,14 @@ class FullScanInferer(CascadeInferer):
         self.localized = found is not None
         predictions = found or [(box, super().predict(x_s[(..., *box)], modules))]
         self.regions = [region for region, _ in predictions]
-        result = torch.zeros(1, 4, *x_s.shape[2:], device=x_s.device)
-        result[:, 1] = BACKGROUND
+        outside = torch.tensor([OUTSIDE.get(name, 0.0) for name in names], device=x_s.device)
+        result = outside.reshape(1, -1, 1, 1, 1).repeat(1, 1, *x_s.shape[2:])
         for region, prediction in predictions:
             before = result[(..., *region)]
-            result[(..., *region)] = torch.where(prediction[:, :1] >= before[:, :1], prediction, before)
-        self.cut = self._parts_cut((result[0, 0] >= self.threshold).cpu().numpy(), box) if self.localized else 0
+            higher = prediction[:, mask] >= before[:, mask]
+            result[(..., *region)] = torch.where(higher[:, None], prediction, before)
+        parts = (result[0, mask] >= self.threshold).cpu().numpy()
+        self.cut = count_cut(parts, box=box, regions=self.regions) if self.localized else 0
         log = logger.warning if self.localized and (self.cut or self.places > self.most_places) else logger.info
         log("looked at %s: %d windows of %d", self.looked_at, sum(map(self.windows, self.regions)), most)
         return result
@@ -239,99 +235,41 @@ class FullScanInferer(CascadeInferer):
     def _candidates(self, x_s: Tensor, box: Box) -> tuple[list[Box], np.ndarray]:
         """The regions to look at, by the localizer, and the voxels that it suspects, (X, Y, Z)."""
         assert self.localizer is not None
-        localizer = self.localizer.to(x_s.device)
-        found = self.localize(x_s[(..., *box)], localizer)[0, 0].cpu().numpy()
-        suspected = np.zeros(x_s.shape[2:], bool)
-        suspected[box] = found > self.localizer_threshold
-        places = ndimage.find_objects(ndimage.label(found > self.localizer_threshold)[0])
-        self.places = len(places)
-        if not places:
-            peak = np.unravel_index(int(found.argmax()), found.shape)
-            places = [tuple(slice(int(i), int(i) + 1) for i in peak)]
-            suspected[self._around(_moved(places[0], box), x_s.shape[2:], window=(1, 1, 1))] = True
-        places = sorted(places, key=lambda place: -found[place].max())[: self.most_places]
-        regions: list[Box] = []
-        for place in places:
-            wanted = self._around(_moved(place, box), x_s.shape[2:], window=(1, 1, 1))
-            if not any(_holds(region, wanted) for region in regions):
-                regions.append(self._around(_moved(place, box), x_s.shape[2:], window=self.size))
+        found = outputs_of(self.localize(x_s[(..., *box)], self.localizer.to(x_s.device)))[PRED]
+        regions, suspected, self.places = find_regions(
+            found[0, 0].cpu().numpy(),
+            box=box,
+            shape=x_s.shape[2:],
+            threshold=self.localizer_threshold,
+            most=self.most_places,
+            margin=self.margin,
+            window=self.size,
+        )
         return regions, suspected
 
     def _refined(
-        self, x_s: Tensor, modules: list[nn.Module], regions: list[Box], suspected: np.ndarray, *, most: int
+        self, x_s: Tensor, modules: Sequence[Outputs], regions: list[Box], suspected: np.ndarray, *, most: int
     ) -> list[tuple[Box, Tensor]] | None:
         """The cascade in regions, which grow while a suspected part of the mask leaves them; None where that takes more
         than `most` windows."""
+        mask = modules[0].names.index(PRED)
         results, cost = [], sum(map(self.windows, regions))
         for region in regions:
-            grown: Box | None = region
-            while grown is not None:
-                region = grown
+            larger: Box | None = region
+            while larger is not None:
+                region = larger
                 if cost > most:
                     return None
                 prediction = super().predict(x_s[(..., *region)], modules)
-                parts = ndimage.label((prediction[0, 0] >= self.threshold).cpu().numpy())[0]
-                followed = np.isin(parts, np.setdiff1d(parts[suspected[region]], 0))
-                grown = self._grown(region, followed, x_s.shape[2:])
-                cost += self.windows(grown) if grown else 0
+                inside = (prediction[0, mask] >= self.threshold).cpu().numpy()
+                larger = grown(region, inside, suspected, window=self.size)
+                cost += self.windows(larger) if larger else 0
             results.append((region, prediction))
         return results
 
-    def _parts_cut(self, mask: np.ndarray, box: Box) -> int:
-        """How many parts of the mask have a voxel beside one of the foreground that the cascade did not look at."""
-        unseen = np.zeros(mask.shape, bool)
-        unseen[box] = True
-        for region in self.regions:
-            unseen[region] = False
-        parts, count = ndimage.label(mask)
-        return len(np.setdiff1d(parts[ndimage.binary_dilation(unseen) & mask], 0)) if count else 0
-
-    def _around(self, place: Box, shape: Sequence[int], *, window: Sequence[int]) -> Box:
-        """A place with its margin, at least a window large, inside the scan."""
-        sides = []
-        for side, margin, least, n in zip(place, self.margin, window, shape, strict=True):
-            length = max(side.stop - side.start + 2 * margin, least)
-            start = min(max((side.start + side.stop - length) // 2, 0), max(n - length, 0))
-            sides.append(slice(start, min(start + length, n)))
-        return sides[0], sides[1], sides[2]
-
-    def _grown(self, region: Box, mask: np.ndarray, shape: Sequence[int]) -> Box | None:
-        """The region, half a window longer on the sides where the mask leaves it inside the scan; None if on none."""
-        sides = []
-        for axis, (side, window, n) in enumerate(zip(region, self.size, shape, strict=True)):
-            first = bool(mask.take(0, axis).any()) * (window // 2)
-            last = bool(mask.take(-1, axis).any()) * (window // 2)
-            sides.append(slice(max(side.start - first, 0), min(side.stop + last, n)))
-        return None if tuple(sides) == region else (sides[0], sides[1], sides[2])
-
     def windows(self, region: Box) -> int:
         """How many windows cover a region."""
-        counts = []
-        for side, window in zip(region, self.size, strict=True):
-            step = max(int(window * (1 - self.overlap)), 1)  # type: ignore[operator]
-            counts.append(1 + max(math.ceil((side.stop - side.start - window) / step), 0))
-        return math.prod(counts)
-
-
-def foreground_box(x_s: Tensor) -> Box:
-    """Computes the box of a scan (1, C, X, Y, Z) that holds its foreground; all of it where there is none."""
-    inside = (x_s[0] > BACKGROUND).any(0)
-    sides = []
-    for axis in range(3):
-        planes = inside.float().mean([i for i in range(3) if i != axis]) > FOREGROUND_SHARE
-        where = torch.nonzero(planes)
-        sides.append(slice(int(where.min()), int(where.max()) + 1) if len(where) else slice(0, len(planes)))
-    return sides[0], sides[1], sides[2]
-
-
-def _holds(region: Box, place: Box) -> bool:
-    return all(r.start <= p.start and p.stop <= r.stop for r, p in zip(region, place, strict=True))
-
-
-def _moved(place: Sequence[slice], box: Box) -> Box:
-    """A place inside a box, in the coordinates of the box's own volume."""
-    sides = [slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, box, strict=True)]
-    return sides[0], sides[1], sides[2]
+        return count_windows(region, window=self.size, overlap=self.overlap)  # type: ignore[arg-type]
 
 
 def find_localizer(weights: str) -> str | None:

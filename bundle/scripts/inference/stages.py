@@ -1,7 +1,4 @@
-"""What the inferers run: a network's outputs as one tensor, and the stages in which it may compute in bfloat16.
-
-Engines and windows do not go here, see `engine.py` and `inferer.py`; nor anything that is trained.
-"""
+"""What the inferers run: a network's outputs as one tensor, and the stages in which it may compute in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scripts.networks.tissnet import Cascade, TISSNet
+from scripts.networks.tissnet import PRED, TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 
 
@@ -29,42 +26,50 @@ class Stage:
     sensitive: bool
 
 
-class MaskOutput(nn.Module):
-    """A network with one head as the inferers run it: (B, C, X, Y, Z) to the mask's probability, (B, 1, X, Y, Z)."""
+class Outputs(nn.Module):
+    """A network as the inferers run it: (B, C, X, Y, Z) to all that it computes along the channels, float32.
+
+    Args:
+        network: one that names its `outputs` and computes them in `infer`, see `TISSNet`; or any other, whose forward
+            gives the logits of a mask.
+
+    Attributes:
+        names: of the channels.
+
+    Raises:
+        ValueError: the network has no output for the mask.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.names: tuple[str, ...] = tuple(getattr(network, "outputs", (PRED,)))
+        if PRED not in self.names:
+            raise ValueError(f"{type(network).__name__} has the outputs {self.names}: expected {PRED!r} among them.")
 
     def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self.network, "outputs"):
+            return self.network.infer(x)  # type: ignore[operator]
         return torch.sigmoid(self.network(x).float())
 
-
-class CascadeOutput(nn.Module):
-    """The cascade as the inferers run it: x_s to y_f, x_t_syn, y_c, y_e along the channels, (B, 4, X, Y, Z)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.cascade = Cascade(network)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = self.cascade(x)
-        return _joined(outputs["x_t_syn"], outputs["y_c_logits"], outputs["y_f_logits"], outputs["y_e_logits"])
-
     def stages(self, x: Tensor) -> list[Stage]:
-        """The same in stages for an input like x; none where x has to be padded, or without a `TISSNet`'s G.
+        """The same in stages for an input like x; none where it cannot be divided: x is padded, or no `TISSNet`.
 
         In bfloat16 most of the error of y_f and y_e arises at G's full resolution, where T2 contrasts are small beside
         the intensities, and S passes it on. G's first block and last blocks in float32 cost little and take it away.
+        A mask alone is one stage.
         """
-        network = self.cascade.network
-        if not hasattr(network, "G") or network.G.pad(x)[0].shape != x.shape:  # its class may have been loaded anew
+        network = self.network
+        if not hasattr(network, "outputs"):
+            return [Stage(self, (0,), False)]
+        cascade = any(parent.__name__ == "TISSNet" for parent in type(network).__mro__)  # which may be loaded anew
+        if not cascade or network.G.pad(x)[0].shape != x.shape:  # type: ignore[union-attr, operator]
             return []
         return [
-            Stage(network.G.encoders[0], (0,), True),
-            Stage(_Rise(network.G), (1,), False),
-            Stage(_Finish(network.G), (1, 2), True),
-            Stage(_Segment(network), (0, 3), False),
+            Stage(network.G.encoders[0], (0,), True),  # type: ignore[union-attr, index, arg-type]
+            Stage(_Rise(network.G), (1,), False),  # type: ignore[arg-type]
+            Stage(_Finish(network.G), (1, 2), True),  # type: ignore[arg-type]
+            Stage(_Segment(network), (0, 3), False),  # type: ignore[arg-type]
         ]
 
 
@@ -104,11 +109,4 @@ class _Segment(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, generated: Tensor) -> Tensor:
-        x_t_syn, y_c_logits = generated[:, :1], generated[:, 1:]
-        heads = self.network.segment(x, x_t_syn, y_c_logits)
-        return _joined(x_t_syn, y_c_logits, heads[:, :1], heads[:, 1:])
-
-
-def _joined(x_t_syn: Tensor, y_c_logits: Tensor, y_f_logits: Tensor, y_e_logits: Tensor) -> Tensor:
-    y_f, y_c, y_e = (torch.sigmoid(logits.float()) for logits in (y_f_logits, y_c_logits, y_e_logits))
-    return torch.cat([y_f, x_t_syn.float(), y_c, y_e], dim=1)
+        return self.network.finish(x, generated[:, :1], generated[:, 1:])

@@ -1,4 +1,4 @@
-"""The NIfTI writer of the outputs: on the source scan's grid, with the source scan's header. Nothing else goes here."""
+"""The NIfTI writer of the outputs: on the source scan's grid, with the source scan's header."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The localizer: a small 2.5D U-Net on a reduced grid that says where in a whole scan a tumor may be.
-
-What is done with its map (thresholds, boxes, windows), and which weights it gets, does not go here: see `inferer.py`.
-"""
+"""The localizer: a small 2.5D U-Net on a reduced grid that says where in a whole scan a tumor may be."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.networks.unet2d5 import UNet2d5
-from scripts.transforms import BACKGROUND
+from scripts.networks.unet2d5 import BACKGROUND, UNet2d5
 
 FEATURES = (8, 16, 32, 64, 128)
 TUMOR_LOGIT = -4.0  # of every voxel before training: tumors fill a few of a thousand voxels

@@ -1,7 +1,4 @@
-"""The 2.5D U-Net: one encoder, any number of decoders. Building block of G, S, S_p and the plain segmentors.
-
-What a network means (which head is an image, which a mask) does not go here, see `tissnet.py`.
-"""
+"""The 2.5D U-Net: one encoder, any number of decoders. Building block of G, S, S_p and the plain segmentors."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from monai.networks.layers import Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.transforms import BACKGROUND
-
+BACKGROUND = -1.0  # normalized intensity of air, and of everything outside the scan
 FEATURES = (16, 32, 64, 128, 256)
 DROPOUT = (0.0, 0.0, 0.3, 0.4, 0.5)
 UPSAMPLE_MODES = ("deconv2", "deconv4", "linear")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.networks.tissnet import refine
 from scripts.training.distributed import global_sum, world_size
 
 DICE_SMOOTH = 1.0  # above and below: a patch without tumor still pushes false positives down
@@ -42,11 +43,6 @@ def mean_over_samples(values: Tensor, weight: Tensor) -> Tensor:
     per_sample = values.flatten(1).mean(1)
     count = global_sum(weight.sum()).clamp(min=1.0) / world_size()
     return (per_sample * weight).sum() / count
-
-
-def refine(y_c: Tensor, y_e: Tensor) -> Tensor:
-    """Computes y_r = y_c (1 - y_e) + (1 - y_c) y_e on probabilities, eq. 7: flip the coarse mask where it is wrong."""
-    return y_c * (1 - y_e) + (1 - y_c) * y_e
 
 
 def tumor_box(y: Tensor, *, margin: int = 0) -> Tensor:
