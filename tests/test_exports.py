@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scripts.data.datalist import load_datalist
 from scripts.networks.tissnet import TISSNet
-from scripts.training.trainer import load_weights
+from scripts.weights import load_weights
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "exports.py"
 CPU = torch.device("cpu")

@@ -127,7 +127,7 @@ RIGHT: list[tuple[str, str]] = [
         "",
     ),
     (f"{TRAIN} --train::trainer::max_epochs 3", "train#handlers#-1#_disabled_: true"),
-    (f"{TRAIN} --train#deterministic_transforms#0#keys image --train#random_transforms#0#mode edge", ""),
+    (f"{TRAIN} --train#deterministic_transforms#0#keys image --train#padding#0#mode edge", ""),
     (TRAIN, "optimizer_d: null\n+train#handlers: [{_target_: StatsHandler}]\ncrop_size: [-1, -1, 128]"),
     (TRAIN, "validate#key_metric#val_hd95: {_target_: IgniteMetricHandler}\nresume_state#D: '@D_g'"),
     (TRAIN, "weights: {l1: 100.0, adversarial: 1.0}"),
