@@ -201,6 +201,29 @@ def test_overrides_change_only_what_the_base_has(name: str) -> None:
             assert key.removeprefix("+") in base, f"{name}: {key} is not in train.json"
 
 
+@pytest.mark.parametrize("name", JSONS + YAMLS)
+def test_no_override_addresses_a_list_by_index(name: str) -> None:
+    """Else an entry that is inserted in train.json moves the override to another one."""
+    assert not [key for key in read(name) if re.search(r"#-?\d+(#|$)", key)]
+
+
+def test_training_handlers_are_a_plain_list_of_dictionaries() -> None:
+    """MONAI Label's own training asks every entry for its `_target_`."""
+    assert all(handler["_target_"] for handler in read("train.json")["train"]["handlers"])
+
+
+def test_an_evaluation_without_checkpoint_is_of_the_network_as_initialized(
+    open_workflow: Callable[..., ConfigWorkflow], data: dict[str, Path], tmp_path: Path
+) -> None:
+    loaders = []
+    for more in ({}, {"checkpoint_path": "$None"}):
+        given = {"dataset_dir": str(data["vs"]), "run_dir": str(tmp_path), "cache_rate": 0.0, "S_p#weight": 0.0, **more}
+        parser = open_workflow(["train.json", "evaluate.json", DEBUG], given).parser
+        handlers = parser.get_parsed_content("evaluate#handlers")
+        loaders.append([type(handler).__name__ for handler in handlers])
+    assert loaders == [["WeightsLoader", "EvaluationHandler"], ["EvaluationHandler"]]
+
+
 def test_train_has_the_papers_values() -> None:
     train = ConfigParser(read("train.json"))
     assert {key: train[key] for key in PAPER} == PAPER

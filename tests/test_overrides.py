@@ -117,6 +117,7 @@ MISTYPED: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 RIGHT: list[tuple[str, str]] = [
+    (f"{EVALUATE} --checkpoint_path '$None'", ""),
     (f"{TRAIN} --epochs 2 --learning_rate 2e-4 --pixdim 1,1,1 --resume", ""),
     (f"{TRAIN} --noresume --amp False --device \"$torch.device('cpu')\"", ""),
     (f"{TRAIN} --epochs @val_interval --my_key 3 --seed @my_key", ""),

@@ -68,7 +68,7 @@ def commands(output: Path, *, training: int, epochs: int, pretrain_epochs: int) 
             dataset_dir=data,
             run_dir=runs / "untrained",
             perceptor_path=perceptor,
-            checkpoint_path=None,
+            checkpoint_path="$None",  # MONAI drops a plain None
         ),
         "report": [
             "scripts.report",
