@@ -160,7 +160,7 @@ class ServedBundle:
         with self._running, self._code():
             parser = self._parser(checkpoint_path=str(weights), device="cpu")
             network = parser.get_parsed_content("network")
-            importlib.import_module(f"{CODE}.trainer").load_weights(network, path=weights)
+            importlib.import_module(f"{CODE}.weights").load_weights(network, path=weights)
             inferer = parser.get_parsed_content("inferer")
             task = importlib.import_module(f"{CODE}.data.datalist").TASKS[parser["task"]]
             self.network_outputs = importlib.import_module(f"{CODE}.networks.tissnet")

@@ -24,9 +24,8 @@ from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import FEATURES, UNet2d5
 from scripts.release import REQUIREMENTS
-from scripts.training.losses import GlobalSynthesisLoss, PerceptibilityLoss, SegmentorLoss, TumorSynthesisLoss
-from scripts.training.methods.tissnet import WEIGHTS, TISSNetMethod
-from scripts.training.trainer import two_phase_schedule
+from scripts.training.methods.tissnet import TISSNetMethod
+from scripts.training.schedule import two_phase_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"
@@ -202,6 +201,29 @@ def test_overrides_change_only_what_the_base_has(name: str) -> None:
             assert key.removeprefix("+") in base, f"{name}: {key} is not in train.json"
 
 
+@pytest.mark.parametrize("name", JSONS + YAMLS)
+def test_no_override_addresses_a_list_by_index(name: str) -> None:
+    """Else an entry that is inserted in train.json moves the override to another one."""
+    assert not [key for key in read(name) if re.search(r"#-?\d+(#|$)", key)]
+
+
+def test_training_handlers_are_a_plain_list_of_dictionaries() -> None:
+    """MONAI Label's own training asks every entry for its `_target_`."""
+    assert all(handler["_target_"] for handler in read("train.json")["train"]["handlers"])
+
+
+def test_an_evaluation_without_checkpoint_is_of_the_network_as_initialized(
+    open_workflow: Callable[..., ConfigWorkflow], data: dict[str, Path], tmp_path: Path
+) -> None:
+    loaders = []
+    for more in ({}, {"checkpoint_path": "$None"}):
+        given = {"dataset_dir": str(data["vs"]), "run_dir": str(tmp_path), "cache_rate": 0.0, "S_p#weight": 0.0, **more}
+        parser = open_workflow(["train.json", "evaluate.json", DEBUG], given).parser
+        handlers = parser.get_parsed_content("evaluate#handlers")
+        loaders.append([type(handler).__name__ for handler in handlers])
+    assert loaders == [["WeightsLoader", "EvaluationHandler"], ["EvaluationHandler"]]
+
+
 def test_train_has_the_papers_values() -> None:
     train = ConfigParser(read("train.json"))
     assert {key: train[key] for key in PAPER} == PAPER
@@ -210,7 +232,6 @@ def test_train_has_the_papers_values() -> None:
 
 def test_python_defaults_are_those_of_train_json() -> None:
     train = ConfigParser(read("train.json"))
-    assert WEIGHTS == train["weights"] == PAPER_WEIGHTS
     assert list(FEATURES) == train["features"] == list(defaults(UNet2d5.__init__)["features"])
     assert defaults(TISSNet.__init__)["in_channels"] == train["source_channels"]
     assert defaults(UNet2d5.__init__)["in_channels"] == train["perceptor_def#in_channels"]
@@ -219,20 +240,6 @@ def test_python_defaults_are_those_of_train_json() -> None:
     assert discriminator["in_channels"] == train["source_channels"] + 1
     assert defaults(TISSNetMethod.__init__)["cross_entropy"] == train["cross_entropy"]
     assert defaults(two_phase_schedule)["constant"] == SCHEDULE_CONSTANT
-
-
-@pytest.mark.parametrize(
-    ("loss", "names"),
-    [
-        (GlobalSynthesisLoss, {"l1": "l1_global", "adversarial": "adversarial_global"}),
-        (TumorSynthesisLoss, {"l1": "l1_tumor", "adversarial": "adversarial_tumor"}),
-        (PerceptibilityLoss, {"weight": "perceptibility"}),
-        (SegmentorLoss, {"segmentor": "segmentor", "fine": "fine", "error": "error", "consistency": "consistency"}),
-    ],
-)
-def test_loss_defaults_are_the_papers_weights(loss: Callable, names: dict[str, str]) -> None:
-    found = defaults(loss.__init__)  # type: ignore[misc]
-    assert {name: found[name] for name in names} == {name: PAPER_WEIGHTS[weight] for name, weight in names.items()}
 
 
 def test_pretraining_has_the_papers_schedule() -> None:
@@ -254,6 +261,7 @@ def test_train_and_inference_share_network_and_preprocessing() -> None:
         reduced = []
         for transform in transforms:
             index = transform["keys"].index("image")
+            assert transform.pop("allow_missing_keys") == "$not @require_target"  # the others than image
             of_image = {k: v[index] if k == "mode" and isinstance(v, list) else v for k, v in transform.items()}
             reduced.append(of_image | {"keys": "image"})
         return reduced

@@ -45,7 +45,7 @@ from warm import Warm
 
 from monailabel_app import versions
 from scripts.data.datalist import SECTIONS, load_datalist
-from scripts.data.record import sha256
+from scripts.files import sha256
 from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
@@ -539,7 +539,7 @@ def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | No
 
 
 def enter_all(bundle: Path) -> None:
-    """Names a bundle's weights in its metadata, as scripts.export does."""
+    """Names a bundle's weights in its metadata, as scripts.weights export does."""
     for path in (bundle / "models").rglob("*.pt"):
         enter_weights(path, bundle=bundle.resolve())
 

@@ -1,7 +1,7 @@
 """The exported formats against PyTorch on a real patient, and the comparison itself: benchmarks/exports.py.
 
 The network here is tiny and untrained. The zoo's own check of TorchScript with the shipped weights is in test_zoo.py,
-what is shipped as model.pt in test_export.py.
+what is shipped as model.pt in test_weights.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scripts.data.datalist import load_datalist
 from scripts.networks.tissnet import TISSNet
-from scripts.training.trainer import load_weights
+from scripts.weights import load_weights
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "exports.py"
 CPU = torch.device("cpu")

@@ -1,8 +1,8 @@
-"""Tests of scripts.files: whoever reads sees the old file or the new one."""
+"""Tests of scripts.files: whoever reads sees the old file or the new one; the SHA-256 is the standard's."""
 
 import pytest
 
-from scripts.files import whole_file
+from scripts.files import sha256, whole_file
 
 
 def test_the_old_file_stays_until_the_block_ends(tmp_path):
@@ -58,3 +58,9 @@ def test_what_a_killed_process_left_is_overwritten(tmp_path):
 def test_the_folder_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "cases.csv") as partial:
         partial.write_text("new")
+
+
+def test_the_sha256_is_that_of_the_content(tmp_path):
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from made.loss_weights import LOSS_WEIGHTS
 from monai.data import MetaTensor
 from torch import nn
 
@@ -43,6 +44,7 @@ def make_trainer(batches: int = 1, *, dropout: float = 0.0, **options: Any) -> M
         D_g=PatchDiscriminator3d(2, features=4),
         D_t=PatchDiscriminator3d(2, features=4),
         S_p=UNet2d5(1, 1, features=SMALL),
+        weights=LOSS_WEIGHTS,
     ).to("cuda")
     label = torch.zeros(2, 1, 32, 32, 8)
     label[..., 8:16, 8:16, 2:6] = 1

@@ -117,6 +117,7 @@ MISTYPED: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 RIGHT: list[tuple[str, str]] = [
+    (f"{EVALUATE} --checkpoint_path '$None'", ""),
     (f"{TRAIN} --epochs 2 --learning_rate 2e-4 --pixdim 1,1,1 --resume", ""),
     (f"{TRAIN} --noresume --amp False --device \"$torch.device('cpu')\"", ""),
     (f"{TRAIN} --epochs @val_interval --my_key 3 --seed @my_key", ""),
@@ -127,7 +128,7 @@ RIGHT: list[tuple[str, str]] = [
         "",
     ),
     (f"{TRAIN} --train::trainer::max_epochs 3", "train#handlers#-1#_disabled_: true"),
-    (f"{TRAIN} --train#deterministic_transforms#0#keys image --train#random_transforms#0#mode edge", ""),
+    (f"{TRAIN} --train#deterministic_transforms#0#keys image --train#padding#0#mode edge", ""),
     (TRAIN, "optimizer_d: null\n+train#handlers: [{_target_: StatsHandler}]\ncrop_size: [-1, -1, 128]"),
     (TRAIN, "validate#key_metric#val_hd95: {_target_: IgniteMetricHandler}\nresume_state#D: '@D_g'"),
     (TRAIN, "weights: {l1: 100.0, adversarial: 1.0}"),

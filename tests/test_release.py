@@ -22,7 +22,6 @@ import yaml
 from monai.bundle import ConfigParser, download_large_files
 
 from scripts.release import LARGE_BYTES, RELEASES, main, release
-from scripts.weights import check_weights, enter_weights
 
 ROOT = Path(__file__).parents[1]
 VERSION = json.loads((ROOT / "bundle/configs/metadata.json").read_text())["version"]
@@ -235,23 +234,3 @@ def test_large_files_are_offered_as_monai_reads_them(repository_copy: Path, tmp_
     assert weights.stat().st_size > LARGE_BYTES
     assert (target / "models/model.pt").read_bytes() == weights.read_bytes()
     assert archive.is_file()
-
-
-def test_exported_weights_are_entered_and_no_demonstration(tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "models").mkdir()
-    metadata = {"weights_sha256": {"models/model.pt": "0" * 64}, "demonstration_weights": ["models/model.pt"]}
-    (tmp_path / "configs/metadata.json").write_text(json.dumps(metadata))
-    weights = tmp_path / "models/model.pt"
-    weights.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="the file is damaged or was exchanged"):
-        check_weights(weights, bundle=tmp_path)
-    assert enter_weights(weights, bundle=tmp_path)
-    check_weights(weights, bundle=tmp_path)
-    content = json.loads((tmp_path / "configs/metadata.json").read_text())
-    assert content["demonstration_weights"] == []
-    for other in (tmp_path / "best.pt", tmp_path / "models" / "another.pt"):
-        other.write_bytes(b"a run's")
-        assert not enter_weights(other, bundle=tmp_path)
-        check_weights(other, bundle=tmp_path)
-    assert json.loads((tmp_path / "configs/metadata.json").read_text()) == content

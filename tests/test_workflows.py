@@ -29,10 +29,10 @@ from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt
 from scripts.data.datalist import load_datalist, write_datalist
 from scripts.data.dataset import prepare_source
 from scripts.evaluation.per_case import PREDICTIONS
-from scripts.export import export
 from scripts.networks.tissnet import TISSNet
 from scripts.report import main as report
-from scripts.training.methods.tissnet import WEIGHTS
+from scripts.training.methods.tissnet import TERMS
+from scripts.weights import export
 
 DEBUG = "debug.yaml"
 TRAIN = ["train.json", DEBUG]
@@ -195,7 +195,7 @@ def test_training_moves_every_network(trained: Path, run_workflow: Run, vs_data:
 
 def test_tensorboard_has_every_term(trained: Path) -> None:
     tags = scalars_of(trained)
-    for name in {*WEIGHTS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
+    for name in {*TERMS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
         assert len(tags[name]) == EPOCHS * CASES // BATCH, name
         assert all(math.isfinite(value) for value in tags[name]), name
     assert len(tags["val_mean_dice"]) == EPOCHS
@@ -647,7 +647,7 @@ WRONG: dict[str, tuple[list[str], Settings, str]] = {
     "negative loss weight": (TRAIN, lambda at: {"weights#fine": -1.0}, "negative loss weights {'fine': -1.0}"),
     "every loss weight 0": (
         TRAIN,
-        lambda at: {f"weights#{name}": 0.0 for name in WEIGHTS},
+        lambda at: {f"weights#{name}": 0.0 for name in TERMS},
         "every loss weight is 0: nothing to train",
     ),
     "patch too small": (

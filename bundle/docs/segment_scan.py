@@ -32,7 +32,7 @@ class Segmenter:
         root = bundle.resolve()
         sys.path.insert(0, str(root))  # what the config names as scripts.* lies there
         from scripts.data.inputs import find_inputs
-        from scripts.training.trainer import load_weights
+        from scripts.weights import load_weights
 
         overrides = {"bundle_root": str(root), "output_dir": str(output.resolve()), **overrides}
         config = str(root / "configs" / "inference.json")

@@ -2,7 +2,7 @@
 
     python -m scripts.demo [--output demo]
 
-It prints every command it runs, so that each can be typed alone; nothing else is done here, and no patient is involved.
+It prints every command it runs, so that each can be typed alone. No patient is involved.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def commands(output: Path, *, training: int, epochs: int, pretrain_epochs: int) 
             dataset_dir=data,
             run_dir=runs / "untrained",
             perceptor_path=perceptor,
-            **{"evaluate#handlers#0#_disabled_": True},
+            checkpoint_path="$None",  # MONAI drops a plain None
         ),
         "report": [
             "scripts.report",

@@ -1,7 +1,8 @@
-"""Writing a file in one step: whoever reads sees the old file or the new one, never a part. Nothing else goes here."""
+"""Files: written in one step, so that a reader sees the old one or the new one, never a part; and their SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,3 +24,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

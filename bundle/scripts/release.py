@@ -4,13 +4,12 @@
     python -m scripts.release --task glioma --version 0.1.0 --output ../dist
 
 Run from the repository's folder bundle/. The overrides of a task are merged into the JSON files that they lie over, its
-weights become models/model.pt, its card docs/README.md. Training, exporting weights and uploading do not go here.
+weights become models/model.pt, its card docs/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import subprocess
@@ -22,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from scripts.files import whole_file
-from scripts.training.trainer import load_weights
+from scripts.files import sha256, whole_file
+from scripts.weights import load_weights, not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +116,7 @@ def release(task: str, version: str, output: Path, *, bundle: Path, assets_url: 
     archive = output / f"{chosen.name}_v{version}.zip"
     with whole_file(archive) as partial:
         _pack(files, chosen.name, partial)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    archive.with_name(f"{archive.name}.sha256").write_text(f"{digest}  {archive.name}\n", encoding="utf-8")
+    archive.with_name(f"{archive.name}.sha256").write_text(f"{sha256(archive)}  {archive.name}\n", encoding="utf-8")
     large = [name for name, content in files.items() if len(content) > LARGE_BYTES]
     if large and assets_url:
         _write_large_files(files, large, output, archive.stem, assets_url)
@@ -213,19 +210,20 @@ def _check_weights(files: Mapping[str, bytes]) -> None:
     if strange := set(json.loads(files[METADATA])["demonstration_weights"]) - shipped:
         raise ValueError(f"{METADATA} calls {sorted(strange)} a demonstration, the bundle has {sorted(shipped)}.")
     for name in sorted(shipped):
-        if (found := hashlib.sha256(files[name]).hexdigest()) != named[name]:
-            raise ValueError(f"{name} has sha256 {found}, {METADATA} names {named[name]}: export the weights again.")
-        if name not in NETWORKS:
-            raise ValueError(f"no network is known for {name}: expected {', '.join(NETWORKS)}.")
-        config, definition = NETWORKS[name]
-        network = ConfigParser(json.loads(files[config])).get_parsed_content(definition)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(name).name
             file.write_bytes(files[name])
+            if (found := sha256(file)) != named[name]:
+                raise ValueError(
+                    f"{name} has sha256 {found}, {METADATA} names {named[name]}: export the weights again."
+                )
+            if name not in NETWORKS:
+                raise ValueError(f"no network is known for {name}: expected {', '.join(NETWORKS)}.")
+            config, definition = NETWORKS[name]
+            network = ConfigParser(json.loads(files[config])).get_parsed_content(definition)
             load_weights(network, path=file)
-        broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
-        if broken:
-            raise ValueError(f"{name} has NaN or infinite weights in {broken[:3]}: it cannot be released.")
+        if broken := not_finite(network.state_dict()):
+            raise ValueError(f"{name} has NaN or infinite weights in {broken}: it cannot be released.")
 
 
 def _pack(files: Mapping[str, bytes], folder: str, archive: Path) -> None:
@@ -248,7 +246,7 @@ def _write_large_files(files: Mapping[str, bytes], large: list[str], output: Pat
             {
                 "path": name,
                 "url": f"{address.rstrip('/')}/{asset}",
-                "hash_val": hashlib.sha256(files[name]).hexdigest(),
+                "hash_val": sha256(output / asset),
                 "hash_type": "sha256",
             }
         )

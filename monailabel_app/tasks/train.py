@@ -216,7 +216,7 @@ class TISSNetTrainTask(TrainTask):
         if not best.is_file():
             raise RuntimeError(f"the training ended without {best}: see training.log there.")
         exported = run / "candidate" / "exported.pt"
-        command = [sys.executable, "-m", "scripts.export", "--run", str(run), "--output", str(exported)]
+        command = [sys.executable, "-m", "scripts.weights", "export", "--run", str(run), "--output", str(exported)]
         _run(command, self.bundle.folder, run / "export.log", {})
         weights = versions.place(exported, run / "candidate" / "placed", localizer=localizer)
         return self._fixed(weights)

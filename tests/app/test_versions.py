@@ -73,7 +73,7 @@ def test_a_version_is_numbered_complete_and_not_served(folder: Path) -> None:
 
 
 def test_the_localizer_goes_along_and_names_the_new_weights(folder: Path, tmp_path: Path) -> None:
-    from scripts.inference.inferer import find_localizer
+    from scripts.weights import find_localizer
 
     localizer = weights(tmp_path / "localizer", b"localizer")
     made = versions.add(folder, MODEL, weights(tmp_path, b"new"), record=record(**BETTER), localizer=localizer)

@@ -44,8 +44,8 @@ from scripts.data.phantom.make import make_phantom  # noqa: E402
 from scripts.inference.engine import Engine  # noqa: E402
 from scripts.inference.stages import Outputs  # noqa: E402
 from scripts.networks.tissnet import TISSNet  # noqa: E402
-from scripts.training.trainer import load_weights  # noqa: E402
 from scripts.transforms import NormalizeForegroundd  # noqa: E402
+from scripts.weights import load_weights  # noqa: E402
 
 FEATURES = [16, 32, 64, 128, 256]  # of the released weights
 SPACING = (0.41, 0.41, 1.5)

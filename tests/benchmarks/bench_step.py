@@ -45,6 +45,7 @@ from scripts.networks.unet2d5 import DROPOUT, UNet2d5  # noqa: E402
 from scripts.training.methods.tissnet import TISSNetMethod  # noqa: E402
 from scripts.training.trainer import MethodTrainer  # noqa: E402
 
+LOSS_WEIGHTS = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))["weights"]
 NAIVE, FLOAT32 = "naive float32", "ours float32"
 ARMS: dict[str, dict[str, Any]] = {
     NAIVE: {},
@@ -84,6 +85,7 @@ def make_step(name: str, args: argparse.Namespace, device: torch.device, *, drop
         D_g=PatchDiscriminator3d(2, features=args.discriminator_features),
         D_t=PatchDiscriminator3d(2, features=args.discriminator_features),
         S_p=UNet2d5(1, 1, features=args.features),
+        weights=LOSS_WEIGHTS,
     ).to(device)
     parameters = (method.generator_parameters(), method.discriminator_parameters())
     plain = {"foreach": False, "fused": False} if name == NAIVE else {"fused": True}

@@ -248,7 +248,7 @@ def main() -> None:
     bundle, device = args.bundle.resolve(), args.device
     sys.path.insert(0, str(bundle))
     config = read_config(bundle)
-    from scripts.training.trainer import load_weights
+    from scripts.weights import load_weights
 
     network = load_weights(config.get_parsed_content("network_def"), path=bundle / "models" / "model.pt")
     runs: dict[str, Forward] = {PYTORCH: network.to(device).eval()}

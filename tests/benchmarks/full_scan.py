@@ -38,7 +38,7 @@ from scripts.inference.engine import Engine  # noqa: E402
 from scripts.inference.inferer import FullScanInferer  # noqa: E402
 from scripts.inference.stages import Outputs  # noqa: E402
 from scripts.networks.localizer import Localizer  # noqa: E402
-from scripts.training.trainer import load_weights  # noqa: E402
+from scripts.weights import load_weights  # noqa: E402
 
 VOLUMES_CM3 = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the phantoms with tumor; two more have none
 SMALLEST_MM3 = (0, 10, 20, 40, 80)  # thresholds of what counts as a component, see `components`

@@ -59,7 +59,7 @@ weights() { # the best network so far of every run, as fp16; in pieces if PIECE 
   local best run file
   for best in "$RUNS"/*/checkpoints/best.pt; do
     run=$(dirname "$(dirname "$best")")
-    (cd bundle && "$PY" -m scripts.export --run "$run" --output "$OUT/$(basename "$run").pt")
+    (cd bundle && "$PY" -m scripts.weights export --run "$run" --output "$OUT/$(basename "$run").pt")
   done
   [ -z "${PIECE:-}" ] || rm -f "$OUT/weights.sha256"
   [ -z "${PIECE:-}" ] || for file in "$OUT"/*.pt; do

@@ -12,17 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.export import export
 from scripts.inference.inferer import (
     CascadeInferer,
     FullScanInferer,
     SegmentationInferer,
-    find_localizer,
-    load_localizer,
 )
 from scripts.inference.regions import Box
 from scripts.inference.stages import Outputs
-from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import Cascade, TISSNet, output_names, outputs_of
 from scripts.networks.unet2d5 import UNet2d5
 
@@ -459,58 +455,3 @@ def test_a_method_with_other_outputs_is_localized_by_its_mask() -> None:
     assert list(parts) == ["synthetic", "pred"]
     assert torch.equal(parts["pred"] > 0.5, x_s > 0)
     assert torch.allclose(parts["synthetic"][(0, 0, *SPOT)], -x_s[(0, 0, *SPOT)], atol=ATOL)
-
-
-# the localizer's weights
-
-
-def released(folder: Path, *, pooling: tuple[int, ...] = (4, 4, 1)) -> tuple[Path, Path]:
-    """Exports a cascade and its localizer; returns both files."""
-    weights, path = folder / "model.pt", folder / "localizer" / "localizer.pt"
-    (folder / "run" / "checkpoints").mkdir(parents=True)
-    best = folder / "run" / "checkpoints" / "best.pt"
-    torch.save(TISSNet(1, features=TINY).state_dict(), best)
-    export(folder / "run", weights)
-    torch.save(Localizer(1, features=TINY, pooling=pooling).state_dict(), best)
-    export(folder / "run", path, localizes=weights)
-    return weights, path
-
-
-def test_a_localizer_is_used_with_the_weights_it_belongs_to_alone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    weights, path = released(tmp_path)
-    assert find_localizer(str(weights)) == str(path)
-    other = weights.with_name("other.pt")
-    torch.save(TISSNet(1, features=TINY).state_dict(), other)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING, logger="scripts.inference.inferer"):
-        assert find_localizer(str(other)) is None
-    assert f"{path} is not used" in caplog.text and "--localizes" in caplog.text
-    path.with_suffix(".json").unlink()
-    assert find_localizer(str(weights)) is None
-    path.unlink()
-    caplog.clear()
-    assert find_localizer(str(weights)) is None and not caplog.records
-
-
-def test_a_localizer_is_loaded_and_frozen(tmp_path: Path) -> None:
-    _, path = released(tmp_path)
-    loaded = load_localizer(Localizer(1, features=TINY), path=str(path))
-    assert loaded is not None and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    state = torch.load(path, weights_only=True)
-    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in loaded.state_dict().items())
-
-
-def test_a_localizer_of_other_blocks_is_refused(tmp_path: Path) -> None:
-    _, path = released(tmp_path, pooling=(2, 2, 2))
-    with pytest.raises(ValueError, match=r"pooling \[2, 2, 2\], found \[4, 4, 1\]: set localizer_pooling"):
-        load_localizer(Localizer(1, features=TINY), path=str(path))
-
-
-def test_without_path_or_wish_there_is_no_localizer_but_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    network = Localizer(1, features=TINY)
-    assert load_localizer(network, path=None) is None
-    assert load_localizer(network, path=str(tmp_path / "no.pt"), localize=False) is None
-    with pytest.raises(FileNotFoundError, match="no weights at"):
-        load_localizer(network, path=str(tmp_path / "no.pt"))

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint, StopOnSignal
 from scripts.training.dataset import SeededDataset, SeededSampler
-from scripts.training.trainer import MethodTrainer, two_phase_schedule
+from scripts.training.schedule import two_phase_schedule
+from scripts.training.trainer import MethodTrainer
 
 SAMPLES, BATCH_SIZE, EPOCHS = 7, 2, 3
 LENGTH = 4  # batches of an epoch; the last one has a single sample

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
+from made.loss_weights import LOSS_WEIGHTS
 from torch import Tensor, nn
 
 from scripts.networks.discriminator import PatchDiscriminator3d
@@ -105,7 +106,8 @@ def losses(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 def make_trainer(batches: list[Batch], *, seed: int = 0) -> MethodTrainer:
     torch.manual_seed(seed)
     parts = {"D_g": PatchDiscriminator3d(2, features=2), "D_t": PatchDiscriminator3d(2, features=2)}
-    method = TISSNetMethod(TISSNet(1, features=TINY, dropout=NO_DROPOUT), S_p=UNet2d5(1, 1, features=TINY), **parts)
+    network, S_p = TISSNet(1, features=TINY, dropout=NO_DROPOUT), UNet2d5(1, 1, features=TINY)
+    method = TISSNetMethod(network, S_p=S_p, weights=LOSS_WEIGHTS, **parts)
     # SGD, for Adam makes a whole step of a gradient that is rounding alone; momentum, for what D_t must not do
     optimizers = [
         torch.optim.SGD(parameters, lr=rate, momentum=0.9)

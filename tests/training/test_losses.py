@@ -7,7 +7,7 @@ map per voxel. How the terms are put together for a training step is tested in t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +32,13 @@ VANISHING = 1e-6  # a gradient below this teaches nothing
 SIZE = (4, 4, 4)
 LOG3 = math.log(3)  # sigmoid(LOG3) = 0.75, sigmoid(-LOG3) = 0.25
 X_S, X_T_SYN, X_T = 0.1, 0.5, -0.25  # an image of one value each; |x_t_syn - x_t| = 0.75
+
+# with the paper's weights, which the hand values hold
+global_synthesis = partial(GlobalSynthesisLoss, l1=50.0, adversarial=1.0)
+tumor_synthesis = partial(TumorSynthesisLoss, l1=200.0, adversarial=1.0)
+perceptibility = partial(PerceptibilityLoss, weight=25.0)
+coarse = partial(CoarseLoss, weight=1.0)
+segmentor_loss = partial(SegmentorLoss, segmentor=25.0, fine=1.0, error=1.0, consistency=1.0)
 
 
 def full(*values: float) -> Tensor:
@@ -213,21 +220,21 @@ def test_mask_loss_takes_half_precision_and_integer_masks() -> None:
 
 def test_global_by_hand() -> None:
     """D_g(fake) = 2 * 0.1 + 0.5 = 0.7 and D_g(real) = 2 * 0.1 - 0.25 = -0.05 in every voxel."""
-    loss = GlobalSynthesisLoss()
+    loss = global_synthesis()
     x_s, x_t_syn, x_t = full(X_S), full(X_T_SYN), full(X_T)
     assert values(loss(x_s, x_t_syn, x_t, linear())) == close({"l1_global": 37.5, "adversarial_global": 0.09})
     assert values(loss.discriminator(x_s, x_t_syn, x_t, linear())) == close({"D_g": 0.49 + 1.05**2})
 
 
 def test_global_weights_scale_their_own_term() -> None:
-    loss = GlobalSynthesisLoss(l1=2.0, adversarial=3.0)
+    loss = global_synthesis(l1=2.0, adversarial=3.0)
     x_s, x_t_syn, x_t = full(X_S), full(X_T_SYN), full(X_T)
     assert values(loss(x_s, x_t_syn, x_t, linear())) == close({"l1_global": 1.5, "adversarial_global": 0.27})
     assert values(loss.discriminator(x_s, x_t_syn, x_t, linear())) == close({"D_g": 3 * (0.49 + 1.05**2)})
 
 
 def test_l1_is_the_same_from_both_sides() -> None:
-    loss = GlobalSynthesisLoss(adversarial=0.0)
+    loss = global_synthesis(adversarial=0.0)
     assert values(loss(full(0.0), full(0.2), full(0.6), Refuses())) == close({"l1_global": 20.0})
     assert values(loss(full(0.0), full(0.6), full(0.2), Refuses())) == close({"l1_global": 20.0})
 
@@ -235,13 +242,13 @@ def test_l1_is_the_same_from_both_sides() -> None:
 @pytest.mark.parametrize("name", ["l1_global", "adversarial_global"])
 def test_a_better_fake_costs_g_less(name: str) -> None:
     """D_g = the target's value; the nearer the fake is to the real 1, the less either term costs."""
-    loss, x_t, D_g = GlobalSynthesisLoss(), full(1.0), linear(0.0, 1.0)
+    loss, x_t, D_g = global_synthesis(), full(1.0), linear(0.0, 1.0)
     costs = [loss(full(0.0), full(fake), x_t, D_g)[name].item() for fake in (-1.0, 0.0, 0.5, 0.9, 1.0)]
     assert costs == sorted(costs, reverse=True) and costs[-1] == 0 < costs[-2]
 
 
 def test_a_better_discriminator_costs_less() -> None:
-    loss, x_s, fake, real = GlobalSynthesisLoss(), full(0.0), full(0.0), full(1.0)
+    loss, x_s, fake, real = global_synthesis(), full(0.0), full(0.0), full(1.0)
     costs = [values(loss.discriminator(x_s, fake, real, linear(0.0, w)))["D_g"] for w in (-1.0, 0.0, 0.5, 1.0)]
     assert costs == sorted(costs, reverse=True) and costs[-1] == 0
 
@@ -251,7 +258,7 @@ def test_a_better_discriminator_costs_less() -> None:
 
 def test_tumor_by_hand() -> None:
     """D_t has bias 0.2, so it gives 0.9 (fake) or 0.15 (real) in the 8 voxels of the box and 0.2 in the other 56."""
-    loss, y, D_t = TumorSynthesisLoss(), tumor(True), linear(bias=0.2)
+    loss, y, D_t = tumor_synthesis(), tumor(True), linear(bias=0.2)
     x_s, x_t_syn, x_t = full(X_S), full(X_T_SYN), full(X_T)
     assert values(loss(x_s, x_t_syn, x_t, y, D_t)) == close(
         {"l1_tumor": 200 * 0.75 / 8, "adversarial_tumor": (8 * 0.1**2 + 56 * 0.8**2) / 64}
@@ -261,14 +268,14 @@ def test_tumor_by_hand() -> None:
 
 
 def test_tumor_weights_and_margin_by_hand() -> None:
-    loss = TumorSynthesisLoss(l1=2.0, adversarial=3.0, margin=1)  # the box is the whole patch
+    loss = tumor_synthesis(l1=2.0, adversarial=3.0, margin=1)  # the box is the whole patch
     x_s, x_t_syn, x_t, y = full(X_S), full(X_T_SYN), full(X_T), tumor(True)
     assert values(loss(x_s, x_t_syn, x_t, y, linear())) == close({"l1_tumor": 1.5, "adversarial_tumor": 0.27})
     assert values(loss.discriminator(x_s, x_t_syn, x_t, y, linear())) == close({"D_t": 3 * (0.49 + 1.05**2)})
 
 
 def test_a_sample_without_tumor_changes_nothing() -> None:
-    loss, D_t = TumorSynthesisLoss(), linear(bias=0.2)
+    loss, D_t = tumor_synthesis(), linear(bias=0.2)
     alone = full(X_S), full(X_T_SYN), full(X_T), tumor(True)
     mixed = full(X_S, 0.9), full(X_T_SYN, -0.8), full(X_T, 0.4), tumor(True, False)
     assert values(loss(*mixed, D_t)) == close(values(loss(*alone, D_t)))
@@ -276,7 +283,7 @@ def test_a_sample_without_tumor_changes_nothing() -> None:
 
 
 def test_two_samples_with_tumor_are_averaged() -> None:
-    loss = TumorSynthesisLoss(adversarial=0.0)
+    loss = tumor_synthesis(adversarial=0.0)
     terms = loss(full(0.0, 0.0, 0.0), full(0.5, 1.0, 0.7), full(0.0, 0.0, 0.0), tumor(True, True, False), Refuses())
     assert values(terms) == close({"l1_tumor": 200 * (0.5 / 8 + 1.0 / 8) / 2})
 
@@ -288,7 +295,7 @@ def gradients(loss: Tensor, network: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("step", ["generator", "discriminator"])
 def test_a_batch_without_tumor_gives_d_t_and_the_image_zero_gradient(step: str) -> None:
     """The terms are there, so that every process has the same backward pass, and their gradients are exactly 0."""
-    loss, D_t = TumorSynthesisLoss(), linear(bias=0.2)
+    loss, D_t = tumor_synthesis(), linear(bias=0.2)
     x_t_syn = full(0.5, -0.5).requires_grad_()
     batch = full(X_S, X_S), x_t_syn, full(X_T, X_T), tumor(False, False)
     if step == "generator":
@@ -304,7 +311,7 @@ def test_a_batch_without_tumor_gives_d_t_and_the_image_zero_gradient(step: str) 
 
 
 def test_in_a_mixed_batch_only_the_sample_with_tumor_teaches() -> None:
-    loss, D_t = TumorSynthesisLoss(), linear(bias=0.2)
+    loss, D_t = tumor_synthesis(), linear(bias=0.2)
     alone = full(X_S), full(X_T_SYN), full(X_T), tumor(True)
     x_t_syn = full(-0.8, X_T_SYN).requires_grad_()
     mixed = full(0.9, X_S), x_t_syn, full(0.4, X_T), tumor(False, True)
@@ -320,7 +327,7 @@ def test_in_a_mixed_batch_only_the_sample_with_tumor_teaches() -> None:
 
 
 def test_what_lies_outside_the_box_does_not_count() -> None:
-    loss, D_t, y = TumorSynthesisLoss(), linear(bias=0.2), tumor(True)
+    loss, D_t, y = tumor_synthesis(), linear(bias=0.2), tumor(True)
     outside = 1 - tumor_box(y)
     plain = full(X_S), full(X_T_SYN), full(X_T)
     changed = full(X_S) + 0.3 * outside, full(X_T_SYN) - 0.7 * outside, full(X_T) + 0.9 * outside
@@ -330,7 +337,7 @@ def test_what_lies_outside_the_box_does_not_count() -> None:
 
 @pytest.mark.parametrize("name", ["l1_tumor", "adversarial_tumor"])
 def test_a_better_tumor_costs_g_less(name: str) -> None:
-    loss, x_t, y, D_t = TumorSynthesisLoss(), full(1.0), tumor(True), linear(0.0, 1.0)
+    loss, x_t, y, D_t = tumor_synthesis(), full(1.0), tumor(True), linear(0.0, 1.0)
     costs = [loss(full(0.0), full(fake), x_t, y, D_t)[name].item() for fake in (-1.0, 0.0, 0.5, 0.9, 1.0)]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
 
@@ -342,9 +349,9 @@ def test_a_better_tumor_costs_g_less(name: str) -> None:
 def test_discriminator_losses_see_detached_fakes(focus: str) -> None:
     x_t_syn = full(X_T_SYN).requires_grad_()
     if focus == "global":
-        terms = GlobalSynthesisLoss().discriminator(full(X_S), x_t_syn, full(X_T), linear())
+        terms = global_synthesis().discriminator(full(X_S), x_t_syn, full(X_T), linear())
     else:
-        terms = TumorSynthesisLoss().discriminator(full(X_S), x_t_syn, full(X_T), tumor(True), linear())
+        terms = tumor_synthesis().discriminator(full(X_S), x_t_syn, full(X_T), tumor(True), linear())
     (loss,) = terms.values()
     assert loss.requires_grad
     loss.backward()
@@ -354,7 +361,7 @@ def test_discriminator_losses_see_detached_fakes(focus: str) -> None:
 def test_generator_gradient_by_hand() -> None:
     """d/dx of 50 |x - x_t| / 64 and of (0.2 + x - 1)^2 / 64 at x = 0.5."""
     x_t_syn = full(X_T_SYN).requires_grad_()
-    terms = GlobalSynthesisLoss()(full(X_S), x_t_syn, full(X_T), linear())
+    terms = global_synthesis()(full(X_S), x_t_syn, full(X_T), linear())
     (l1,) = torch.autograd.grad(terms["l1_global"], x_t_syn)
     (adversarial,) = torch.autograd.grad(terms["adversarial_global"], x_t_syn)
     assert l1.flatten().tolist() == close([50 / 64] * 64)
@@ -365,16 +372,16 @@ def test_generator_gradient_by_hand() -> None:
 
 
 def test_perceptibility_by_hand() -> None:
-    loss = PerceptibilityLoss(identity())
+    loss = perceptibility(identity())
     assert values(loss(full(0.0), tumor(True))) == close({"perceptibility": 25 * (1 - 9 / 41)})
-    assert values(PerceptibilityLoss(identity(), weight=2.0)(full(LOG3), tumor(True))) == close(
+    assert values(perceptibility(identity(), weight=2.0)(full(LOG3), tumor(True))) == close(
         {"perceptibility": 2 * (1 - 13 / 57)}
     )
 
 
 def test_perceptibility_reaches_the_image_and_not_the_perceptor() -> None:
     S_p, x_t_syn, y = identity(), full(0.0).requires_grad_(), tumor(True)
-    loss = PerceptibilityLoss(S_p)
+    loss = perceptibility(S_p)
     loss(x_t_syn, y)["perceptibility"].backward()
     assert all(p.grad is None and not p.requires_grad for p in S_p.parameters())
     assert x_t_syn.grad is not None
@@ -382,14 +389,14 @@ def test_perceptibility_reaches_the_image_and_not_the_perceptor() -> None:
 
 
 def test_a_more_visible_tumor_costs_less() -> None:
-    loss, y = PerceptibilityLoss(identity()), tumor(True)
+    loss, y = perceptibility(identity()), tumor(True)
     costs = [loss((2 * y - 1) * s, y)["perceptibility"].item() for s in (-1.0, 0.0, 0.5, 1.0)]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == 4
 
 
 def test_perceptor_stays_in_eval_mode() -> None:
     S_p = nn.Sequential(nn.BatchNorm3d(1), nn.Dropout(0.5), identity()).train()
-    loss = nn.ModuleDict({"loss": PerceptibilityLoss(S_p)}).train()
+    loss = nn.ModuleDict({"loss": perceptibility(S_p)}).train()
     before = {name: value.clone() for name, value in S_p.state_dict().items()}
     assert not any(m.training for m in S_p.modules())
     x_t_syn, y = full(0.3, 0.9), tumor(True, False)
@@ -401,20 +408,20 @@ def test_perceptor_stays_in_eval_mode() -> None:
 
 def test_perceptor_is_needed_where_its_weight_is() -> None:
     with pytest.raises(ValueError, match="weight 25.0 but no perceptor"):
-        PerceptibilityLoss(None)
-    assert PerceptibilityLoss(None, weight=0.0)(full(0.0), tumor(True)) == {}
-    assert PerceptibilityLoss(Refuses(), weight=0.0)(full(0.0), tumor(True)) == {}
+        perceptibility(None)
+    assert perceptibility(None, weight=0.0)(full(0.0), tumor(True)) == {}
+    assert perceptibility(Refuses(), weight=0.0)(full(0.0), tumor(True)) == {}
 
 
 # L_c
 
 
 def test_coarse_by_hand() -> None:
-    assert values(CoarseLoss()(full(0.0), tumor(True))) == close({"coarse": 1 - 9 / 41})
-    assert values(CoarseLoss(weight=3.0, cross_entropy=1.0)(full(0.0), tumor(True))) == close(
+    assert values(coarse()(full(0.0), tumor(True))) == close({"coarse": 1 - 9 / 41})
+    assert values(coarse(weight=3.0, cross_entropy=1.0)(full(0.0), tumor(True))) == close(
         {"coarse": 3 * (1 - 9 / 41 + math.log(2))}
     )
-    assert CoarseLoss(weight=0.0)(full(0.0), tumor(True)) == {}
+    assert coarse(weight=0.0)(full(0.0), tumor(True)) == {}
 
 
 # eq. 7 to 9
@@ -436,24 +443,25 @@ def heads(y_c: float = LOG3, y_f: float = LOG3, y_e: float = -LOG3) -> dict[str,
 
 def test_segmentor_by_hand() -> None:
     expected = {"fine": 25 * FINE, "error": 25 * ERROR, "consistency": 25 * CONSISTENCY}
-    assert values(SegmentorLoss()(heads(), tumor(True))) == close(expected)
+    assert values(segmentor_loss()(heads(), tumor(True))) == close(expected)
 
 
 def test_segmentor_weights_by_hand() -> None:
-    loss = SegmentorLoss(segmentor=2.0, fine=3.0, error=5.0, consistency=7.0)
+    loss = segmentor_loss(segmentor=2.0, fine=3.0, error=5.0, consistency=7.0)
     expected = {"fine": 6 * FINE, "error": 10 * ERROR, "consistency": 14 * CONSISTENCY}
     assert values(loss(heads(), tumor(True))) == close(expected)
 
 
 def test_segmentor_options_by_hand() -> None:
     y = tumor(True)
-    assert values(SegmentorLoss(harden=True)(heads(), y))["consistency"] == pytest.approx(0, abs=VANISHING)  # y_r = .75
-    below = values(SegmentorLoss(harden=True)(heads(y_c=-LOG3), y))["consistency"]
+    hardened = values(segmentor_loss(harden=True)(heads(), y))
+    assert hardened["consistency"] == pytest.approx(0, abs=VANISHING)  # y_r = .75
+    below = values(segmentor_loss(harden=True)(heads(y_c=-LOG3), y))["consistency"]
     assert below == close(25 * (0.75 - 0.25) ** 2)
     # |y - 0.75| is 0.25 in 8 and 0.75 in 56 voxels: sum 44, overlap with y_e 11
-    soft = values(SegmentorLoss(soft_target=True)(heads(), y))
+    soft = values(segmentor_loss(soft_target=True)(heads(), y))
     assert soft["error"] == close(25 * (1 - (2 * 11 + 1) / (16 + 44 + 1)))
-    both = values(SegmentorLoss(cross_entropy=1.0)(heads(), y))
+    both = values(segmentor_loss(cross_entropy=1.0)(heads(), y))
     entropy = -(8 * math.log(0.75) + 56 * math.log(0.25)) / 64
     assert both["fine"] == close(25 * (FINE + entropy))
     assert both["error"] == close(25 * ERROR)  # cross-entropy is the fine mask's alone
@@ -462,22 +470,22 @@ def test_segmentor_options_by_hand() -> None:
 def test_error_target_truth_table() -> None:
     y = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     y_c = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.5, 0.5])
-    assert SegmentorLoss().error_target(y_c, y).tolist() == [0, 1, 1, 0, 1, 0]
-    assert SegmentorLoss(soft_target=True).error_target(y_c, y).tolist() == close([0.1, 0.9, 0.9, 0.1, 0.5, 0.5])
+    assert segmentor_loss().error_target(y_c, y).tolist() == [0, 1, 1, 0, 1, 0]
+    assert segmentor_loss(soft_target=True).error_target(y_c, y).tolist() == close([0.1, 0.9, 0.9, 0.1, 0.5, 0.5])
 
 
 def test_error_target_without_tumor_is_the_false_positives() -> None:
     y_c = torch.zeros(1, 1, *SIZE)
     y_c[..., :2] = 0.75
-    assert torch.equal(SegmentorLoss().error_target(y_c, tumor(False)), (y_c > 0).float())
-    terms = SegmentorLoss()(heads(), tumor(False))
+    assert torch.equal(segmentor_loss().error_target(y_c, tumor(False)), (y_c > 0).float())
+    terms = segmentor_loss()(heads(), tumor(False))
     assert values(terms)["error"] == close(25 * (1 - (2 * 16 + 1) / (16 + 64 + 1)))  # all 64 are wrong
     assert all(torch.isfinite(term) for term in terms.values())
 
 
 @pytest.mark.parametrize("soft_target", [False, True])
 def test_error_target_has_no_gradient(soft_target: bool) -> None:
-    loss, outputs = SegmentorLoss(soft_target=soft_target), heads()
+    loss, outputs = segmentor_loss(soft_target=soft_target), heads()
     y_c = torch.sigmoid(outputs["y_c_logits"])
     assert not loss.error_target(y_c, tumor(True)).requires_grad
     loss(outputs, tumor(True))["error"].backward()
@@ -488,7 +496,7 @@ def test_error_target_has_no_gradient(soft_target: bool) -> None:
 def test_consistency_gradient_by_hand() -> None:
     """With d = y_f - y_r: 2 d / 64 times y_f', -(1 - 2 y_e) y_c' and -(1 - 2 y_c) y_e'; each sigmoid' is 3/16."""
     outputs = heads()
-    SegmentorLoss()(outputs, tumor(True))["consistency"].backward()
+    segmentor_loss()(outputs, tumor(True))["consistency"].backward()
     scale = 25 * 2 * 0.125 / 64 * 3 / 16
     for name, factor in (("y_f_logits", 1.0), ("y_c_logits", -(1 - 2 * 0.25)), ("y_e_logits", -(1 - 2 * 0.75))):
         gradient = outputs[name].grad
@@ -498,7 +506,7 @@ def test_consistency_gradient_by_hand() -> None:
 
 def test_hardened_consistency_has_no_gradient_to_the_coarse_mask() -> None:
     outputs = heads(y_f=0.0)
-    SegmentorLoss(harden=True)(outputs, tumor(True))["consistency"].backward()
+    segmentor_loss(harden=True)(outputs, tumor(True))["consistency"].backward()
     assert outputs["y_c_logits"].grad is None
     assert outputs["y_e_logits"].grad is not None and outputs["y_e_logits"].grad.abs().max() > VANISHING
 
@@ -512,7 +520,7 @@ def test_consistent_heads_cost_less() -> None:
 
     def terms(strength: float) -> dict[str, float]:
         signs = {"y_c_logits": (y_c, 9.0), "y_f_logits": (y, strength), "y_e_logits": (wrong, strength)}
-        return values(SegmentorLoss()({name: (2 * mask - 1) * s for name, (mask, s) in signs.items()}, y))
+        return values(segmentor_loss()({name: (2 * mask - 1) * s for name, (mask, s) in signs.items()}, y))
 
     ladder = [terms(strength) for strength in (0.0, 1.0, 3.0, 9.0)]
     for name in ("fine", "error"):
@@ -520,7 +528,7 @@ def test_consistent_heads_cost_less() -> None:
         assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs), name
     disagree = {"y_c_logits": (2 * y_c - 1) * 9, "y_f_logits": (2 * y - 1) * 9, "y_e_logits": (1 - 2 * wrong) * 9}
     # y_r is then the opposite of y_f in every voxel
-    assert values(SegmentorLoss()(disagree, y))["consistency"] == pytest.approx(25, rel=0.01)
+    assert values(segmentor_loss()(disagree, y))["consistency"] == pytest.approx(25, rel=0.01)
     assert ladder[-1]["consistency"] == pytest.approx(0, abs=RTOL)
 
 
@@ -537,7 +545,7 @@ def test_consistent_heads_cost_less() -> None:
     ],
 )
 def test_what_s_has_to_compute(weights: dict[str, float], segmentor: bool, error: bool) -> None:
-    loss = SegmentorLoss(**weights)
+    loss = segmentor_loss(**weights)
     assert (loss.needs_segmentor, loss.needs_error) == (segmentor, error)
 
 
@@ -546,23 +554,23 @@ def test_what_s_has_to_compute(weights: dict[str, float], segmentor: bool, error
 
 def test_weight_zero_leaves_out_the_term_and_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     x_s, x_t_syn, x_t, y = full(X_S), full(X_T_SYN), full(X_T), tumor(True)
-    assert list(GlobalSynthesisLoss(l1=0.0)(x_s, x_t_syn, x_t, linear())) == ["adversarial_global"]
-    assert list(GlobalSynthesisLoss(adversarial=0.0)(x_s, x_t_syn, x_t, Refuses())) == ["l1_global"]
-    assert GlobalSynthesisLoss(adversarial=0.0).discriminator(x_s, x_t_syn, x_t, Refuses()) == {}
-    assert list(TumorSynthesisLoss(l1=0.0)(x_s, x_t_syn, x_t, y, linear())) == ["adversarial_tumor"]
-    assert list(TumorSynthesisLoss(adversarial=0.0)(x_s, x_t_syn, x_t, y, Refuses())) == ["l1_tumor"]
+    assert list(global_synthesis(l1=0.0)(x_s, x_t_syn, x_t, linear())) == ["adversarial_global"]
+    assert list(global_synthesis(adversarial=0.0)(x_s, x_t_syn, x_t, Refuses())) == ["l1_global"]
+    assert global_synthesis(adversarial=0.0).discriminator(x_s, x_t_syn, x_t, Refuses()) == {}
+    assert list(tumor_synthesis(l1=0.0)(x_s, x_t_syn, x_t, y, linear())) == ["adversarial_tumor"]
+    assert list(tumor_synthesis(adversarial=0.0)(x_s, x_t_syn, x_t, y, Refuses())) == ["l1_tumor"]
 
     def refuses(*args: object, **kwargs: object) -> Tensor:
         raise AssertionError("the box of a term of weight 0 was computed")
 
     monkeypatch.setattr("scripts.training.losses.tumor_box", refuses)
-    assert TumorSynthesisLoss(l1=0.0, adversarial=0.0)(x_s, x_t_syn, x_t, y, Refuses()) == {}
-    assert TumorSynthesisLoss(adversarial=0.0).discriminator(x_s, x_t_syn, x_t, y, Refuses()) == {}
+    assert tumor_synthesis(l1=0.0, adversarial=0.0)(x_s, x_t_syn, x_t, y, Refuses()) == {}
+    assert tumor_synthesis(adversarial=0.0).discriminator(x_s, x_t_syn, x_t, y, Refuses()) == {}
 
 
 @pytest.mark.parametrize(("name", "unused"), [("fine", "mask_loss"), ("error", "error_loss")])
 def test_weight_zero_of_the_segmentor(name: str, unused: str) -> None:
-    loss = SegmentorLoss(**{name: 0.0})  # type: ignore[arg-type]
+    loss = segmentor_loss(**{name: 0.0})  # type: ignore[arg-type]
     setattr(loss, unused, Refuses())
     assert set(loss(heads(), tumor(True))) == {"fine", "error", "consistency"} - {name}
 
@@ -573,22 +581,6 @@ def test_weight_zero_of_consistency_and_error_needs_no_error_head(monkeypatch: p
 
     monkeypatch.setattr("scripts.training.losses.refine", refuses)
     outputs = heads()
-    assert list(SegmentorLoss(consistency=0.0)(outputs, tumor(True))) == ["fine", "error"]
+    assert list(segmentor_loss(consistency=0.0)(outputs, tumor(True))) == ["fine", "error"]
     del outputs["y_e_logits"]
-    assert list(SegmentorLoss(error=0.0, consistency=0.0)(outputs, tumor(True))) == ["fine"]
-
-
-@pytest.mark.parametrize(
-    "loss", [GlobalSynthesisLoss, TumorSynthesisLoss, lambda: PerceptibilityLoss(identity()), CoarseLoss, SegmentorLoss]
-)
-def test_defaults_are_the_papers(loss: Callable[[], nn.Module]) -> None:
-    made = loss()
-    expected: dict[str, dict[str, object]] = {
-        "GlobalSynthesisLoss": {"l1": 50, "adversarial": 1},
-        "TumorSynthesisLoss": {"l1": 200, "adversarial": 1, "margin": 0},
-        "PerceptibilityLoss": {"weight": 25},
-        "CoarseLoss": {"weight": 1},
-        "SegmentorLoss": {"fine": 25, "error": 25, "consistency": 25, "harden": False, "soft_target": False},
-    }
-    settings = expected[type(made).__name__]
-    assert {name: getattr(made, name) for name in settings} == settings
+    assert list(segmentor_loss(error=0.0, consistency=0.0)(outputs, tumor(True))) == ["fine"]

@@ -1,4 +1,4 @@
-"""Tests of trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout, schedule, S_p.
+"""Tests of trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout.
 
 The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, the resume in
 test_checkpoints.py, several processes in test_distributed.py, whole runs by config in test_workflows.py.
@@ -9,29 +9,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Events
+from made.loss_weights import LOSS_WEIGHTS
 from monai.engines import IterationEvents
 from torch import Tensor, nn
 
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
+from scripts.training.logs import scalars
 from scripts.training.methods.segmentation import SegmentationMethod
-from scripts.training.methods.tissnet import WEIGHTS, TISSNetMethod
-from scripts.training.trainer import (
-    MethodTrainer,
-    load_perceptor,
-    log_epoch,
-    scalars,
-    start_network,
-    two_phase_schedule,
-)
+from scripts.training.methods.tissnet import TERMS, TISSNetMethod
+from scripts.training.trainer import MethodTrainer
 
 TINY = (4, 4, 8, 8, 8)
 NO_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -58,14 +51,16 @@ def make_batch(*present: bool, seed: int = 1, name: str = "case", size: tuple[in
     return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": cases}
 
 
-def make_method(**kwargs: Any) -> TISSNetMethod:
+def make_method(*, weights: Mapping[str, float] | None = None, **kwargs: Any) -> TISSNetMethod:
+    """A method with the weights of train.json but for those given."""
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "D_g": PatchDiscriminator3d(2, features=2),
         "D_t": PatchDiscriminator3d(2, features=2),
         "S_p": UNet2d5(1, 1, features=TINY, norm="batch"),  # batch norm: buffers that must not change
     }
-    return TISSNetMethod(TISSNet(1, features=TINY, dropout=NO_DROPOUT), **parts | kwargs)
+    network = TISSNet(1, features=TINY, dropout=NO_DROPOUT)
+    return TISSNetMethod(network, weights=LOSS_WEIGHTS | dict(weights or {}), **parts | kwargs)
 
 
 def make_trainer(method: Any, batches: Any, *, epochs: int = 1, sgd: float = 0.0, **kwargs: Any) -> MethodTrainer:
@@ -208,7 +203,7 @@ def test_a_method_without_adversary_trains_with_one_optimizer() -> None:
 
 
 def test_all_weights_zero_is_refused() -> None:
-    method = make_method(weights=dict.fromkeys(WEIGHTS, 0.0))
+    method = make_method(weights=dict.fromkeys(TERMS, 0.0))
     with pytest.raises(ValueError, match="every loss weight is 0"):
         make_trainer(method, [make_batch(True)]).run()
 
@@ -418,10 +413,10 @@ def test_every_network_of_a_step_is_compiled() -> None:
 def test_without_a_compiler_training_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("scripts.training.trainer.shutil.which", lambda name: None)
+    monkeypatch.setattr("scripts.compiler.shutil.which", lambda name: None)
     method = MeanMethod()
     before = snapshot(method)
-    with caplog.at_level(logging.WARNING, logger="scripts.training.trainer"):
+    with caplog.at_level(logging.WARNING, logger="scripts.compiler"):
         make_trainer(method, [make_batch(True)], compile=True).run()
     assert caplog.messages == ["training without torch.compile, which needs a C compiler here: slower."]
     assert not equal(before, method.state_dict())
@@ -461,19 +456,6 @@ def test_events_fire_once_each_in_order_and_output_is_decollated() -> None:
     assert set(scalars(trainer.state.output)) >= {"loss", "loss_D", "grad_norm_D"} | GENERATOR_TERMS
 
 
-def test_scalars_picks_single_numbers() -> None:
-    output = {"image": torch.zeros(2, 1, 3), "loss": torch.tensor(2.5), "D_g": 1}
-    assert scalars(output) == {"loss": 2.5, "D_g": 1.0}
-    assert scalars([{"pred": torch.zeros(1, 3), "loss": torch.tensor([4.0])}, {"loss": 7.0}]) == {"loss": 4.0}
-
-
-def test_log_epoch_names_every_term(caplog: pytest.LogCaptureFixture) -> None:
-    state = SimpleNamespace(epoch=3, max_epochs=9, output={"loss": torch.tensor(2.5), "fine": 0.123456})
-    with caplog.at_level(logging.INFO, logger="scripts.training.trainer"):
-        log_epoch(SimpleNamespace(state=state))  # type: ignore[arg-type]
-    assert caplog.messages == ["epoch 3/9: loss 2.5, fine 0.1235"]
-
-
 # dropout
 
 
@@ -502,77 +484,6 @@ def test_dropout_is_drawn_by_seed_iteration_and_process_and_nothing_else() -> No
     drawn = drawn_by()
     assert drawn == drawn_by(global_seed=1)
     assert len({*drawn, *drawn_by(seed=1), *drawn_by(rank=1)}) == 12
-
-
-# schedule
-
-
-def test_schedule_is_constant_then_linear() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
-    schedule = two_phase_schedule(optimizer, max_epochs=250)
-    rates = []
-    for _ in range(251):
-        rates.append(optimizer.param_groups[0]["lr"] / 1e-4)
-        optimizer.step()
-        schedule.step()
-    assert rates[:101] == [1.0] * 101
-    by_hand = {101: 149 / 150, 130: 0.8, 175: 0.5, 220: 0.2, 249: 1 / 150, 250: 0.0}
-    assert {epoch: rates[epoch] for epoch in by_hand} == pytest.approx(by_hand, rel=TOLERANCE)
-
-
-@pytest.mark.parametrize(("constant", "expected"), [(0.0, [1.0, 0.75, 0.5, 0.25, 0.0]), (1.0, [1.0] * 4)])
-def test_schedule_with_one_phase(constant: float, expected: list[float]) -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = two_phase_schedule(optimizer, max_epochs=4, constant=constant)
-    rates = []
-    for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()  # also after the last epoch, as LrScheduleHandler does
-    rates.append(optimizer.param_groups[0]["lr"])
-    assert rates[: len(expected)] == pytest.approx(expected)
-
-
-# S_p
-
-
-def test_perceptor_of_weight_zero_is_not_loaded(tmp_path: Path) -> None:
-    assert load_perceptor(UNet2d5(1, 1, features=TINY), path=str(tmp_path / "none.pt"), weight=0.0) is None
-
-
-def test_missing_perceptor_names_the_command_that_trains_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pt.* is 25\..*monai\.bundle run training.*pretrain\.json"):
-        load_perceptor(UNet2d5(1, 1, features=TINY), path=str(tmp_path / "none.pt"), weight=25.0)
-
-
-def test_perceptor_of_another_size_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "best.pt"
-    torch.save(UNet2d5(1, 1, features=(4, 4, 8, 8, 16)).state_dict(), path)
-    with pytest.raises(ValueError, match=r"best\.pt does not hold the weights of the configured UNet2d5"):
-        load_perceptor(UNet2d5(1, 1, features=TINY), path=str(path), weight=25.0)
-
-
-def test_perceptor_is_loaded_frozen_and_in_eval_mode(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    trained = UNet2d5(1, 1, features=TINY)
-    torch.save(trained.state_dict(), tmp_path / "best.pt")
-    network = UNet2d5(1, 1, features=TINY).train()
-    assert not equal(trained.state_dict(), network.state_dict())
-    S_p = load_perceptor(network, path=str(tmp_path / "best.pt"), weight=25.0)
-    assert S_p is not None and equal(trained.state_dict(), S_p.state_dict())
-    assert not any(module.training for module in S_p.modules())
-    assert not any(p.requires_grad for p in S_p.parameters())
-
-
-def test_a_training_starts_from_given_weights_or_as_it_is(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    given, network = nn.Linear(2, 1), nn.Linear(2, 1)
-    torch.save(given.state_dict(), tmp_path / "best.pt")
-    before = network.weight.detach().clone()
-    assert torch.equal(start_network(network).weight, before)  # type: ignore[arg-type]
-    assert torch.equal(start_network(network, path=str(tmp_path / "best.pt")).weight, given.weight)  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError, match="no weights at"):
-        start_network(network, path=str(tmp_path / "none.pt"))
 
 
 # no target

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.volume import VolumeError, one_line
+from scripts.files import sha256
 
 # Part of every record: raise it when the same input gives other files, and cases of older versions are made again.
 VERSION = 1
@@ -41,12 +42,6 @@ def digest_inputs(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
                 raise VolumeError("unreadable file", f"{path}: {one_line(error)}", "a file that can be read") from error
         digests[role] = whole.hexdigest()
     return digests
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from scripts.files import whole_file
 from scripts.inference.cohort import Cohort
 from scripts.networks.tissnet import COARSE, ERROR, PERCEPTOR, PRED, SYNTHETIC, outputs_of
 from scripts.pictures import case_figure, overlay_figure, read_volume
-from scripts.training.trainer import load_weights
+from scripts.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class InferenceHandler(_CaseHandler):
 
 
 class WeightsLoader:
-    """Loads a network's weights, strictly, when the engine starts; see `trainer.load_weights` for its errors.
+    """Loads a network's weights, strictly, when the engine starts; see `load_weights` for its errors.
 
     Args:
         network: what to load into, wherever it lies.

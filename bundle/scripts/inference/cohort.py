@@ -24,8 +24,7 @@ from ignite.engine import Engine, Events
 from monai.data import Dataset, list_data_collate
 from monai.utils import ensure_tuple
 
-from scripts.data.record import sha256
-from scripts.files import whole_file
+from scripts.files import sha256, whole_file
 from scripts.inference.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)

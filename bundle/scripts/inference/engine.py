@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.training.trainer import missing_for_compile
+from scripts.compiler import missing_for_compile
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +14,12 @@ from monai.networks import eval_mode
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from scripts.data.record import sha256
 from scripts.inference.engine import Engine
 from scripts.inference.regions import Box, count_cut, count_windows, find_regions, foreground_box, grown
 from scripts.inference.stages import Outputs
-from scripts.networks.localizer import Localizer
 from scripts.networks.tissnet import OUTSIDE, PERCEPTOR, PRED, SYNTHETIC, name_outputs, output_names, outputs_of
 from scripts.networks.unet2d5 import BACKGROUND
-from scripts.training.trainer import load_weights
+from scripts.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -270,42 +266,3 @@ class FullScanInferer(CascadeInferer):
     def windows(self, region: Box) -> int:
         """How many windows cover a region."""
         return count_windows(region, window=self.size, overlap=self.overlap)  # type: ignore[arg-type]
-
-
-def find_localizer(weights: str) -> str | None:
-    """Finds the localizer that belongs to a cascade's weights: localizer/localizer.pt beside them.
-
-    It decides where the cascade looks at all, so it has to be of the same data: localizer.json beside it (by
-    `scripts.export --localizes`) holds the weights' sha256. Another one, and one without, is left alone with a warning.
-    """
-    path = Path(weights).parent / "localizer" / "localizer.pt"
-    if not path.is_file() or not Path(weights).is_file():
-        return None
-    record = path.with_suffix(".json")
-    known = json.loads(record.read_text(encoding="utf-8")).get("weights_sha256") if record.is_file() else None
-    if known != sha256(Path(weights)):
-        logger.warning(
-            "%s is not used: %s does not name %s as the weights it belongs to. If both were trained on the same data: "
-            "python -m scripts.export --run RUN_OF_THE_LOCALIZER --output %s --localizes %s",
-            *(path, record.name, weights, path, weights),
-        )
-        return None
-    return str(path)
-
-
-def load_localizer(network: Localizer, *, path: str | None, localize: bool = True) -> Localizer | None:
-    """Loads a localizer's weights, or returns None, for windows everywhere, without a path or with `localize` false.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds another network's weights, or those of one that averages other blocks of voxels.
-    """
-    if not localize or path is None:
-        logger.info("no localizer: the cascade's windows cover the whole foreground.")
-        return None
-    load_weights(network, path=path)
-    trained = torch.as_tensor(network.trained_pooling).tolist()
-    if trained != network.pooling:
-        raise ValueError(f"{path} was trained with pooling {trained}, found {network.pooling}: set localizer_pooling.")
-    logger.info("localizer: %s", path)
-    return network.requires_grad_(False).eval()

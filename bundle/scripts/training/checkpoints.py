@@ -1,7 +1,6 @@
 """What a training keeps and goes on from: last.pt for the exact resume, best.pt for the user, SIGTERM's orderly end.
 
-Files are complete at any moment: they are written beside and then renamed. What a method or the trainer does in a step
-does not go here, nor what is only looked at (`handlers.py`).
+Files are complete at any moment: they are written beside and then renamed.
 """
 
 from __future__ import annotations

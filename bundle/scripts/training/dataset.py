@@ -1,7 +1,6 @@
 """The seeded data layer: what a sample looks like depends on (seed, epoch, index) and on nothing else.
 
-Exact resume, equality of one and several processes, and independence of the number of workers rest on it. Transforms
-do not go here, nor reading the datalist.
+Exact resume, equality of one and several processes, and independence of the number of workers rest on it.
 """
 
 from __future__ import annotations

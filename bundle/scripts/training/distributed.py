@@ -1,7 +1,6 @@
 """What the processes of one training tell each other: sums over the whole batch, averaged gradients, equal weights.
 
-Starting and ending the processes is torchrun's and the config's
-(multi_gpu_train.json); nothing of a method, a loss or the data goes here.
+torchrun and multi_gpu_train.json start and end the processes.
 """
 
 from __future__ import annotations

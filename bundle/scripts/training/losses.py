@@ -1,7 +1,7 @@
 """Equations 1 to 9 of the paper, one class per equation or group; terms come out weighted and named.
 
 Every class returns a dict from a term's name to its weighted value (a scalar); the total is their sum. A weight of 0
-skips the term's computation. What to do with the values (optimizers, schedules) does not go here.
+skips the term's computation; train.json holds the weights.
 
 Symbols: x_s, x_t, x_t_syn in [-1, 1]; y in {0, 1}; y_c, y_f, y_e probabilities; names in `_logits` raw values.
 Source: Wu et al., Neurocomputing 544 (2023) 126295, sections 3.1 to 3.4. Choices the paper leaves open are listed in
@@ -111,7 +111,7 @@ class GlobalSynthesisLoss(nn.Module):
     Both losses take `real`, (B,) in {0, 1}: which samples have an x_t; the means are then over those alone. None: all.
     """
 
-    def __init__(self, *, l1: float = 50.0, adversarial: float = 1.0) -> None:
+    def __init__(self, *, l1: float, adversarial: float) -> None:
         super().__init__()
         self.l1 = l1
         self.adversarial = adversarial
@@ -154,7 +154,7 @@ class TumorSynthesisLoss(nn.Module):
     Both losses take `real`, see `GlobalSynthesisLoss`: samples without an x_t have weight 0 too.
     """
 
-    def __init__(self, *, l1: float = 200.0, adversarial: float = 1.0, margin: int = 0) -> None:
+    def __init__(self, *, l1: float, adversarial: float, margin: int = 0) -> None:
         super().__init__()
         self.l1 = l1
         self.adversarial = adversarial
@@ -195,7 +195,7 @@ class PerceptibilityLoss(nn.Module):
         weight: lambda_p.
     """
 
-    def __init__(self, S_p: nn.Module | None, *, weight: float = 25.0) -> None:
+    def __init__(self, S_p: nn.Module | None, *, weight: float) -> None:
         super().__init__()
         if weight and S_p is None:
             raise ValueError(f"the perceptibility loss has weight {weight} but no perceptor S_p: train one first.")
@@ -224,7 +224,7 @@ class CoarseLoss(nn.Module):
         cross_entropy: see `MaskLoss`.
     """
 
-    def __init__(self, *, weight: float = 1.0, cross_entropy: float = 0.0) -> None:
+    def __init__(self, *, weight: float, cross_entropy: float = 0.0) -> None:
         super().__init__()
         self.weight = weight
         self.mask_loss = MaskLoss(cross_entropy=cross_entropy)
@@ -254,10 +254,10 @@ class SegmentorLoss(nn.Module):
     def __init__(
         self,
         *,
-        segmentor: float = 25.0,
-        fine: float = 1.0,
-        error: float = 1.0,
-        consistency: float = 1.0,
+        segmentor: float,
+        fine: float,
+        error: float,
+        consistency: float,
         harden: bool = False,
         soft_target: bool = False,
         cross_entropy: float = 0.0,

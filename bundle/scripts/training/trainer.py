@@ -1,31 +1,22 @@
-"""The algorithm box: trains any method, readable top to bottom. No method's own losses or networks go here."""
+"""The paper's algorithm, readable top to bottom: one loop that trains any method."""
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import pickle
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.engines import IterationEvents, Trainer
 from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scripts.compiler import compile_networks
 from scripts.training.distributed import average_gradients, global_mean, share_weights
-from scripts.weights import check_weights
 
-logger = logging.getLogger(__name__)
-
-TRITON_CAPABILITY = (7, 0)  # the oldest GPUs that Triton writes code for
 TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
 HAS_TARGET = "has_target"  # (B,) in {0, 1}, only where cases may lack the target
 
@@ -135,7 +126,7 @@ class MethodTrainer(Trainer):
             if optimizer is not None:
                 optimizer.register_load_state_dict_post_hook(_match_layout)
         if compile:
-            _compile(self.method.networks(), torch.device(device), **({} if compile is True else compile))
+            compile_networks(self.method.networks(), torch.device(device), **({} if compile is True else compile))
         self.add_event_handler(Events.STARTED, lambda engine: share_weights(engine.method))
 
     @property
@@ -285,103 +276,3 @@ def _match_layout(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
-
-
-def missing_for_compile(device: torch.device) -> list[str]:
-    """What torch.compile's default backend needs on a device and does not find on this machine."""
-    missing = []
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        missing.append("Triton")
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
-        missing.append("a GPU of compute capability 7.0 or more")
-    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
-        missing.append("a C compiler")
-    return missing
-
-
-def _compile(networks: Iterable[nn.Module], device: torch.device, **options: Any) -> None:
-    """Compiles the networks' forward passes in place, where what the compiler needs is there; else warns."""
-    missing = missing_for_compile(device) if options.get("backend", "inductor") == "inductor" else []
-    if missing:
-        logger.warning("training without torch.compile, which needs %s here: slower.", " and ".join(missing))
-        return
-    for network in networks:
-        network.compile(**{"dynamic": False} | options)
-
-
-def scalars(output: Any) -> dict[str, float]:
-    """Picks the named scalars from a trainer's output, decollated or not, for the logging handlers."""
-    first = output[0] if isinstance(output, list) else output
-    return {name: float(value) for name, value in first.items() if torch.as_tensor(value).numel() == 1}
-
-
-def two_phase_schedule(optimizer: Optimizer, *, max_epochs: int, constant: float = 0.4) -> Any:
-    """Makes the schedule of the GAN networks: constant for a fraction of the epochs, then linear to 0.
-
-    Args:
-        optimizer: whose learning rate to scale, stepped once per epoch.
-        max_epochs: number of epochs of the run.
-        constant: fraction of them at the full rate (the paper: 100 of 250).
-    """
-
-    def factor(epoch: int) -> float:
-        start = constant * max_epochs
-        return 1.0 if epoch < start else max(0.0, (max_epochs - epoch) / max(max_epochs - start, 1.0))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def load_weights(network: nn.Module, *, path: str | Path) -> nn.Module:
-    """Loads a network's state dict from a file, strictly.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, holds another network's weights, or lies in the bundle's models/ and is not
-            what its metadata name.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}: expected the best.pt of a run, or a released model.pt.")
-    check_weights(Path(path))
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of the configured {type(network).__name__} ({error}): give the weights "
-            "of this configuration, or the configuration (features, source_channels) of these weights."
-        ) from error
-    return network
-
-
-def start_network(network: nn.Module, *, path: str | None = None) -> nn.Module:
-    """Loads the weights that a training starts from, where there is a path; see `load_weights` for the errors."""
-    return load_weights(network, path=path) if path else network
-
-
-def load_perceptor(network: nn.Module, *, path: str, weight: float) -> nn.Module | None:
-    """Loads the frozen perceptor S_p, or returns None where its loss has weight 0.
-
-    Args:
-        network: S_p's network, weights are loaded into it.
-        path: its checkpoint, the state dict of `network`.
-        weight: the perceptibility loss's weight.
-
-    Raises:
-        FileNotFoundError: there is no such file; names the command that trains it.
-        ValueError: the file holds another network's weights.
-    """
-    if not weight:
-        return None
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no perceptor S_p at {path}, and the weight of the perceptibility loss is {weight:g}. Train it first, on "
-            "the same task and data: python -m monai.bundle run training --config_file "
-            "\"['configs/train.json','configs/pretrain.json']\" (further override files behind), or set "
-            "--weights#perceptibility 0 (when evaluating: --S_p#weight 0), or point --perceptor_path to a trained one."
-        )
-    return load_weights(network, path=path).requires_grad_(False).eval()
-
-
-def log_epoch(engine: Engine) -> None:
-    """Logs the last batch's terms once per epoch, for StatsHandler's `epoch_print_logger`."""
-    terms = ", ".join(f"{name} {value:.4g}" for name, value in scalars(engine.state.output).items())
-    logger.info("epoch %d/%d: %s", engine.state.epoch, engine.state.max_epochs, terms)

@@ -1,1 +1,1 @@
-"""One file per method that the trainer can train: its networks and the losses of one step. No loops, no files."""
+"""One file per method that the trainer can train: its networks and the losses of one step."""

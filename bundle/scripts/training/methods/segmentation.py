@@ -1,7 +1,4 @@
-"""A plain segmentor's training step: the perceptor S_p (on x_t), and the arms on x_s, or on both.
-
-When to step the optimizer does not go here, see `trainer.py`.
-"""
+"""A plain segmentor's training step: the perceptor S_p (on x_t), and the arms on x_s, or on both."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""TISS-Net's training step: one cascade forward, the losses of {G, S} (eq. 10) and of {D_g, D_t} (eq. 11).
-
-When to step which optimizer does not go here, see `trainer.py`.
-"""
+"""TISS-Net's training step: one cascade forward, the losses of {G, S} (eq. 10) and of {D_g, D_t} (eq. 11)."""
 
 from __future__ import annotations
 
@@ -20,18 +17,10 @@ from scripts.training.losses import (
     TumorSynthesisLoss,
 )
 
-WEIGHTS: dict[str, float] = {
-    "l1_global": 50.0,
-    "l1_tumor": 200.0,
-    "adversarial_global": 1.0,
-    "adversarial_tumor": 1.0,
-    "perceptibility": 25.0,
-    "coarse": 1.0,
-    "segmentor": 25.0,
-    "fine": 1.0,
-    "error": 1.0,
-    "consistency": 1.0,
-}
+TERMS = (
+    *("l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "perceptibility", "coarse"),
+    *("segmentor", "fine", "error", "consistency"),
+)
 
 
 class TISSNetMethod(nn.Module):
@@ -42,7 +31,7 @@ class TISSNetMethod(nn.Module):
         D_g: global discriminator on (x_s, target).
         D_t: tumor-focused discriminator on the same, masked.
         S_p: the perceptor, None where the weight `perceptibility` is 0. It is frozen here.
-        weights: by term, see `WEIGHTS`; terms left out have the paper's weight. 0 skips the term's computation.
+        weights: one for each of `TERMS`, 0 or more. 0 skips the term's computation.
         margin: voxels by which the tumor's box of eq. 4 is grown.
         harden: see `SegmentorLoss`.
         soft_target: see `SegmentorLoss`.
@@ -51,6 +40,9 @@ class TISSNetMethod(nn.Module):
     Batch: `image` x_s (B, C, X, Y, Z), `target` x_t (B, 1, X, Y, Z), `label` y (B, 1, X, Y, Z), and where samples may
     lack their x_t `has_target` (B,) in {0, 1}, on the CPU. What compares with x_t (eq. 1 to 4) is then over the samples
     that have one, and is left out of a step in which no process has any; all other terms are over all samples.
+
+    Raises:
+        ValueError: weights that are missing, unknown, negative or no numbers.
     """
 
     def __init__(
@@ -60,23 +52,14 @@ class TISSNetMethod(nn.Module):
         D_g: nn.Module,
         D_t: nn.Module,
         S_p: nn.Module | None = None,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float],
         margin: int = 0,
         harden: bool = False,
         soft_target: bool = False,
         cross_entropy: float = 0.0,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(weights or {}) - set(WEIGHTS))
-        if unknown:
-            raise ValueError(f"unknown loss weights {unknown}: expected some of {sorted(WEIGHTS)}.")
-        w = WEIGHTS | dict(weights or {})
-        text = {name: value for name, value in w.items() if not isinstance(value, int | float)}
-        if text:
-            raise ValueError(f"loss weights {text} are no numbers: in YAML write 1.0e-3, not 1e-3.")
-        negative = {name: value for name, value in w.items() if value < 0}
-        if negative:
-            raise ValueError(f"negative loss weights {negative}: expected 0 (term off) or more.")
+        w = _checked(weights)
         self.cascade = Cascade(network)
         self.D_g = D_g
         self.D_t = D_t
@@ -140,6 +123,19 @@ class TISSNetMethod(nn.Module):
     def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The mask to follow during training: y_f, or y_c where S does not run."""
         return outputs.get("y_f_logits", outputs["y_c_logits"])
+
+
+def _checked(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """The weights, if there is one for every term and no other."""
+    if unknown := sorted(set(weights) - set(TERMS)):
+        raise ValueError(f"unknown loss weights {unknown}: expected {', '.join(TERMS)}.")
+    if missing := [name for name in TERMS if name not in weights]:
+        raise ValueError(f"missing loss weights {missing}: expected {', '.join(TERMS)}; 0 switches a term off.")
+    if text := {name: value for name, value in weights.items() if not isinstance(value, int | float)}:
+        raise ValueError(f"loss weights {text} are no numbers: in YAML write 1.0e-3, not 1e-3.")
+    if negative := {name: value for name, value in weights.items() if value < 0}:
+        raise ValueError(f"negative loss weights {negative}: expected 0 (term off) or more.")
+    return weights
 
 
 def _real(batch: Mapping[str, Tensor]) -> tuple[bool, Tensor | None]:
