@@ -1,8 +1,4 @@
-"""Statistics of runs over the same cases: means with intervals, paired tests with Holm's correction, kinds of failure.
-
-Tables in, tables out; the numbers of a case come from per_case.csv. No torch, no files but that one, no drawing and
-no Markdown (report.py).
-"""
+"""Statistics of runs over the same cases: means with intervals, paired tests with Holm's correction, failures."""
 
 from __future__ import annotations
 
