@@ -18,7 +18,8 @@ from scipy import stats
 
 from scripts.evaluation.per_case import write_per_case
 from scripts.evaluation.statistics import load_run
-from scripts.report import choose_cases, main
+from scripts.evaluation.tables import choose_cases
+from scripts.report import main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 

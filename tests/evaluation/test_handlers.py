@@ -125,7 +125,7 @@ def evaluator(
     dataset = Dataset(data, Compose([before, LoadImaged(loaded, ensure_channel_first=True)]))
     loader: Any = DataLoader(dataset, batch_size=1, num_workers=0)
     if not truth:
-        loader = Cohort(dataset, output_dir=str(output), weights=[], made_with={})
+        loader = Cohort(dataset, output_dir=str(output), weights=[])
         handler = InferenceHandler(loader)
     return SupervisedEvaluator(
         torch.device("cpu"),

@@ -88,7 +88,6 @@ def open_cohort(
     resume: bool = False,
     inferer: Callable[[Tensor, nn.Module], Tensor] = lambda inputs, network: network(inputs),
     before: Sequence[Callable] = (),
-    setting: float = 0.5,
     before_record: Callable[[str], None] = lambda case: None,
 ) -> tuple[Cohort, SupervisedEvaluator]:
     """As inference.json puts them together; `before` are transforms in front of all others."""
@@ -100,7 +99,6 @@ def open_cohort(
         Dataset(find_inputs(data, task, keep_incomplete=True), Compose(steps)),
         output_dir=str(output),
         weights=[str(weights), None],
-        made_with={"preprocessing": {"threshold": 0.5}, "inferer": {"overlap": setting}},
         resume=resume,
     )
     evaluator = SupervisedEvaluator(
@@ -302,26 +300,24 @@ def test_resume_in_a_folder_that_was_moved(data: Path, output: Path, tmp_path: P
     assert Path(table(tmp_path / "moved" / "volumes.csv")[0]["pred"]).is_file()
 
 
-Change = Callable[[Path, Path], dict[str, Any] | None]
-CHANGES: dict[str, tuple[Change, str, int]] = {
+CHANGES: dict[str, tuple[Callable[[Path, Path], Any], str, int]] = {
     "scan": (
         lambda data, output: write_scan(data / "b_T2.nii.gz", 21),
         "b: done again, as its scans changed (b_T2.nii.gz)",
         1,
     ),
     "weights": (
-        lambda data, output: (output.parent / "weights.pt").write_bytes(b"others") and None,
+        lambda data, output: (output.parent / "weights.pt").write_bytes(b"others"),
         "b: done again, as weights changed",
         3,
     ),
-    "settings": (lambda data, output: {"setting": 0.25}, "b: done again, as inferer changed", 3),
     "mask": (
         lambda data, output: (output / "b" / "b_pred.txt").unlink(),
         "b: done again, as b/b_pred.txt is gone",
         1,
     ),
     "record": (
-        lambda data, output: (output / "b" / "b_result.json").write_text("{") and None,
+        lambda data, output: (output / "b" / "b_result.json").write_text("{"),
         "b: done again, as it has no result",
         1,
     ),
@@ -337,8 +333,8 @@ CHANGES: dict[str, tuple[Change, str, int]] = {
 def test_resume_does_again_what_changed(name: str, data: Path, output: Path, messages: Callable[[], list[str]]) -> None:
     change, said, again = CHANGES[name]
     run(data, output)
-    options = change(data, output) or {}
-    resumed = run(data, output, resume=True, **options)
+    change(data, output)
+    resumed = run(data, output, resume=True)
     assert resumed.counts == {"done": again, "complete before": 3 - again, "failed": 0}
     assert said in messages()
     assert done_cases(output) == ["a", "b", "c"]
@@ -448,7 +444,7 @@ def test_three_processes_do_each_case_once(tmp_path: Path, output: Path) -> None
 def test_processes_that_see_other_scans_are_refused(data: Path, output: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "other" / "d_T2.nii.gz", 10)
     (first,) = run_several([data, tmp_path / "other"], output, first_only=True)
-    assert "found other scans, weights or settings than the first" in first["error"]
+    assert "found other scans or weights than the first" in first["error"]
     assert first["counts"]["done"] == 0
 
 
@@ -476,4 +472,4 @@ def test_each_process_takes_its_own_gpu(
 def test_cases_of_one_name_are_refused(data: Path, output: Path) -> None:
     entries = [{"image": str(data / "a_T2.nii.gz")}, {"image": [str(data / "a_T2.nii.gz")]}]
     with pytest.raises(ValueError, match="several cases are called a_T2"):
-        Cohort(Dataset(entries), output_dir=str(output), weights=[], made_with={})
+        Cohort(Dataset(entries), output_dir=str(output), weights=[])

@@ -1,7 +1,6 @@
 """Charts of runs: every case of every run, and each run's means with their intervals.
 
-Drawing only, with matplotlib's object interface (no pyplot, no global state, no display) and no torch. Nothing here
-computes a statistic; that is comparison.py. Pictures of a case are in figures.py.
+Drawn with matplotlib's object interface: no pyplot, no global state, no display.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+_LABELS = {"dice": "Dice", "assd_mm": "ASSD (mm)", "hd95_mm": "HD95 (mm)"}
 _DPI = 110
 _RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by color-blind readers
 _RUN_MARKERS = "osD^vP"
@@ -23,6 +24,38 @@ _LEGEND_COLUMNS = 4
 _SPREAD = 0.24  # width over which the cases of three or more runs are spread, so that equal ones show
 _MEAN_SHIFT = 0.26  # how far right of a run's cases its mean is drawn
 _LONGEST_LABEL = 12  # characters; longer names of runs are slanted
+
+
+def draw_charts(
+    output: Path, runs: Mapping[str, pd.DataFrame], summaries: Mapping[str, pd.DataFrame], *, what: str, interval: str
+) -> dict[str, Path]:
+    """Draw the runs' means as summary.png, and Dice and HD95 of every case as per_case.png.
+
+    Args:
+        output: folder of the report.
+        runs: for each run a row per case, of the same cases.
+        summaries: for each run a row per metric, with mean, low and high.
+        what: which cases these are, for the titles.
+        interval: what low and high are, for the legend.
+
+    Returns:
+        the PNG files, relative to the output folder, by their captions.
+    """
+    first, frame = next(iter(runs.items()))
+    values = {label: {name: run[metric].tolist() for name, run in runs.items()} for metric, label in _LABELS.items()}
+    means = {
+        label: {name: tuple(table.loc[metric, ["mean", "low", "high"]]) for name, table in summaries.items()}
+        for metric, label in _LABELS.items()
+    }
+    title = f"{len(frame)} cases, {what}"
+    summary_figure(output / "summary.png", values=values, means=means, interval=interval, title=title)
+
+    cases = list(frame["dice"].sort_values(kind="stable").index)
+    dice = {name: run.loc[cases, "dice"].tolist() for name, run in runs.items()}
+    hd95 = {name: run.loc[cases, "hd95_mm"].tolist() for name, run in runs.items()}
+    title = f"Each case, {what}; in the order of {first}'s Dice"
+    chart_figure(output / "per_case.png", cases=cases, dice=dice, hd95_mm=hd95, title=title)
+    return {"Means of the runs": Path("summary.png"), "Dice and HD95 of each case": Path("per_case.png")}
 
 
 def chart_figure(

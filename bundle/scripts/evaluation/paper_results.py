@@ -22,17 +22,6 @@ class PublishedTable:
     data: str
     scores: Mapping[str, Scores]
 
-    def results(self, method: str) -> dict[str, tuple[float, float]]:
-        """Return mean and standard deviation for each metric of per_case.csv, Dice as a fraction; {} if not there."""
-        if method not in self.scores:
-            return {}
-        dice, dice_std, assd, assd_std, hd95, hd95_std = self.scores[method]
-        return {
-            "dice": (dice / 100, dice_std / 100),
-            "assd_mm": (assd, assd_std),
-            "hd95_mm": (hd95, hd95_std),
-        }
-
 
 PUBLISHED = {
     "glioma": PublishedTable(
@@ -74,6 +63,10 @@ def published_results(task: str, folder: str) -> dict[str, tuple[float, float]]:
     experiment and has no published result.
 
     Returns:
-        mean and standard deviation by metric, {} if there are none.
+        mean and standard deviation for each metric of per_case.csv, Dice as a fraction; {} if there are none.
     """
-    return PUBLISHED[task].results(folder.removeprefix(f"{task}_"))
+    scores = PUBLISHED[task].scores.get(folder.removeprefix(f"{task}_"))
+    if scores is None:
+        return {}
+    dice, dice_std, assd, assd_std, hd95, hd95_std = scores
+    return {"dice": (dice / 100, dice_std / 100), "assd_mm": (assd, assd_std), "hd95_mm": (hd95, hd95_std)}

@@ -1,8 +1,6 @@
 """per_case.csv: its columns, and how the file is checked, written and read.
 
-One row per (case, protocol, prediction); a missing value is an empty cell. Evaluation writes this file, the report
-reads it. No torch and no pandas here (the report must start fast), no computing of metrics (metrics.py) and no
-statistics (comparison.py).
+One row per (case, protocol, prediction); a missing value is an empty cell.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from scripts.files import whole_file
 
@@ -55,13 +55,10 @@ def write_per_case(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             (case, protocol, prediction) twice.
     """
     path = Path(path)
-    checked = _check(rows, path)
+    table = _checked(pd.DataFrame(list(rows), dtype=object), path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in checked:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def read_per_case(path: str | Path) -> list[dict[str, Any]]:
@@ -84,50 +81,41 @@ def read_per_case(path: str | Path) -> list[dict[str, Any]]:
                 f"{path}: found the columns {', '.join(reader.fieldnames or ('none',))}; "
                 f"expected {', '.join(CSV_COLUMNS)}. Evaluate the run again with this version."
             )
-        rows = _check(reader, path)
-    if not rows:
+        table = pd.DataFrame(reader, dtype=object)
+    if table.empty:
         raise ValueError(f"{path}: found a header and no row; expected one row per case. Evaluate the run again.")
+    rows: list[Any] = _checked(table, path).to_dict("records")
     return rows
 
 
-def _check(rows: Iterable[Mapping[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return complete, typed rows in column order, or say what is wrong with which row."""
-    checked: list[dict[str, Any]] = []
-    seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        where = f"{path}: case {row.get('case')!r}"
-        unknown = [str(column) for column in row if column not in CSV_COLUMNS]
-        if unknown:
-            raise ValueError(f"{where}: found {', '.join(unknown)}; expected only {', '.join(CSV_COLUMNS)}.")
-        key = tuple(str(row.get(column) or "") for column in KEY_COLUMNS)
-        if not key[0]:
-            raise ValueError(f"{where}: found no case name in row {len(checked) + 1}; every row needs one.")
-        for column, value, allowed in (("protocol", key[1], PROTOCOLS), ("prediction", key[2], PREDICTIONS)):
-            if value not in allowed:
-                raise ValueError(f"{where}: found {column} {value!r}; expected one of {', '.join(allowed)}.")
-        if key in seen:
-            raise ValueError(f"{where}: found {key[1]}, {key[2]} twice; expected one row each. Remove one of the two.")
-        seen.add(key)
-        numbers = {column: _number(row.get(column), column, where) for column in NUMBER_COLUMNS}
-        checked.append(dict(zip(KEY_COLUMNS, key, strict=True)) | numbers)
-    return checked
 
+    def refuse(rows: pd.Series, message: str) -> None:
+        """Raise the message, filled in with the first of these rows, if there is one."""
+        for number, row in table[rows].iterrows():
+            raise ValueError(f"{path}: case {row.get('case')!r}: {message.format(row=int(str(number)) + 1, **row)}")
 
-def _number(value: Any, column: str, where: str) -> float:
-    """Convert a cell to a float, NaN if it is empty, and check its range."""
-    if value is None or value == "":
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: found {column} = {value!r}; expected a number or an empty cell.") from error
-    if math.isnan(number):
-        return math.nan
-    low = -math.inf if column in _SIGNED_COLUMNS else 0.0
-    high = 1.0 if column in _DICE_COLUMNS else math.inf
-    if math.isinf(number) or not low <= number <= high:
-        raise ValueError(
-            f"{where}: found {column} = {number:g}; expected a finite number from {low:g} to {high:g}, "
-            "or an empty cell where it is not defined."
+    unknown = list(table.columns.difference(list(CSV_COLUMNS)))
+    refuse(table[unknown].notna().any(axis=1), f"found {', '.join(unknown)}; expected only {', '.join(CSV_COLUMNS)}.")
+    table = table.reindex(columns=list(CSV_COLUMNS)).fillna("")
+    refuse(table["case"] == "", "found no case name in row {row}; every row needs one.")
+    for column, allowed in (("protocol", PROTOCOLS), ("prediction", PREDICTIONS)):
+        refuse(~table[column].isin(allowed), f"found {column} {{{column}!r}}; expected one of {', '.join(allowed)}.")
+    refuse(
+        table.duplicated(list(KEY_COLUMNS)),
+        "found {protocol}, {prediction} twice; expected one row each. Remove one of the two.",
+    )
+    for column in NUMBER_COLUMNS:
+        given = table[column].replace(["", "nan"], math.nan)
+        number = pd.to_numeric(given, errors="coerce")
+        refuse(number.isna() & given.notna(), f"found {column} = {{{column}!r}}; expected a number or an empty cell.")
+        low = -math.inf if column in _SIGNED_COLUMNS else 0.0
+        high = 1.0 if column in _DICE_COLUMNS else math.inf
+        refuse(
+            number.notna() & ~(number.between(low, high) & (number.abs() < math.inf)),
+            f"found {column} = {{{column}}}; expected a finite number from {low:g} to {high:g}, "
+            "or an empty cell where it is not defined.",
         )
-    return number
+        table[column] = given.astype(float)  # rounds text as Python does, to_numeric does not
+    return table

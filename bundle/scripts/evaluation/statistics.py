@@ -1,8 +1,4 @@
-"""Statistics of runs over the same cases: means with intervals, paired tests with Holm's correction, kinds of failure.
-
-Tables in, tables out; the numbers of a case come from per_case.csv. No torch, no files but that one, no drawing and
-no Markdown (report.py).
-"""
+"""Statistics of runs over the same cases: means with intervals, paired tests with Holm's correction, failures."""
 
 from __future__ import annotations
 
@@ -172,15 +168,11 @@ def outcomes(frame: pd.DataFrame) -> pd.Series:
     Dice hides these kinds (0 for both failures), and distances leave them out, so that a run which finds nothing in
     the hard cases would look the better for it.
     """
+    truth, found = frame["volume_truth_mm3"], frame["volume_mm3"]
     kinds = {
-        (True, True): SEGMENTED,
-        (True, False): MISSED,
-        (False, True): FALSE_POSITIVE,
-        (False, False): NO_TUMOR,
+        UNKNOWN: truth.isna() | found.isna(),
+        SEGMENTED: (truth > 0) & (found > 0),
+        MISSED: truth > 0,
+        FALSE_POSITIVE: found > 0,
     }
-    volumes = frame[["volume_truth_mm3", "volume_mm3"]]
-    named = [
-        UNKNOWN if np.isnan([truth, found]).any() else kinds[truth > 0, found > 0]
-        for truth, found in volumes.itertuples(index=False)
-    ]
-    return pd.Series(named, index=frame.index, dtype=object)
+    return pd.Series(np.select(list(kinds.values()), list(kinds), NO_TUMOR), index=frame.index, dtype=object)

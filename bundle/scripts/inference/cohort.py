@@ -1,13 +1,11 @@
 """Inference on many scans: who does which case, which are complete, which failed, and the tables of them all.
 
 Every case leaves one record, <case>/<case>_result.json, written last and in one step: a case without it has no result,
-whatever else lies there. The tables are made from the records. What a case's outputs are goes to `handlers.py`, which
-files are a case to `data/inputs.py`, how a scan is segmented to `inferer.py`.
+whatever else lies there. The tables are made from the records.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import logging
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -25,7 +24,6 @@ from monai.data import Dataset, list_data_collate
 from monai.utils import ensure_tuple
 
 from scripts.files import sha256, whole_file
-from scripts.inference.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +62,8 @@ class Cohort:
         dataset: of `data.inputs.find_inputs` and the preprocessing; an entry without "case" goes by its file's name.
         output_dir: where records, volumes.csv (complete cases) and failed.csv (only if some failed) are written.
         weights: file, or files (None and lists among them too), whose content the results depend on.
-        made_with: components whose settings the results depend on, by the name to use for them in the log.
-        resume: leave cases as they are that have a result, made from the same scans with the same weights, settings
-            and version of this bundle. Otherwise all are done again.
+        resume: leave cases as they are that have a result, made from the same scans with the same weights and version
+            of this bundle; that settings are the same too is trusted. Otherwise all are done again.
     """
 
     def __init__(
@@ -75,13 +72,11 @@ class Cohort:
         *,
         output_dir: str,
         weights: str | Sequence[str | None | Sequence[str]],
-        made_with: Mapping[str, Any],
         resume: bool = False,
     ) -> None:
         self.dataset = dataset
         self.output_dir = Path(output_dir)
         self.weights = [Path(path) for item in ensure_tuple(weights) for path in ensure_tuple(item) if path]
-        self.settings = {name: fingerprint(component, besides=self.output_dir) for name, component in made_with.items()}
         self.resume = resume
         self.cases = [_case_of(entry, index) for index, entry in enumerate(dataset.data)]
         names = [case.name for case in self.cases]
@@ -113,7 +108,7 @@ class Cohort:
     def __iter__(self) -> Iterator[Any]:
         store = self._store or self._open_store()
         version = json.loads(METADATA.read_text(encoding="utf-8"))["version"]
-        self.made_with = {"version": version, "weights": [sha256(path) for path in self.weights], **self.settings}
+        self.made_with = {"version": version, "weights": [sha256(path) for path in self.weights]}
         self._same_everywhere(store)
         while (position := int(store.add("taken", 1))) <= len(self.cases):
             self._position, self._begin = position, time.perf_counter()
@@ -194,10 +189,10 @@ class Cohort:
     def _same_everywhere(self, store: Any) -> None:
         """Refuses processes that see other scans or weights, where a number would mean another case."""
         cases = [[case.name, *(path.name for path in case.files)] for case in self.cases]
-        own = fingerprint([cases, self.made_with], besides=self.output_dir)
+        own = json.dumps([cases, self.made_with])
         if store.compare_set("all", "", own).decode() != own:
             raise ValueError(
-                f"this process (rank {_environment('RANK', 0)}) found other scans, weights or settings than the first "
+                f"this process (rank {_environment('RANK', 0)}) found other scans or weights than the first "
                 f"({len(self.cases)} cases here): expected one folder on a shared disk that does not change meanwhile."
             )
 
@@ -267,6 +262,7 @@ class Cohort:
 
     def _write_tables(self) -> dict[str, str | None]:
         """Writes both tables; returns the cases without a result, with their error if they have been done."""
+        folder = self.output_dir.resolve()
         rows, failed = [], []
         without: dict[str, str | None] = {}
         for case in sorted(self.cases, key=lambda case: case.name):
@@ -278,13 +274,12 @@ class Cohort:
                 sources = " ".join(str(path) for path in case.files)
                 failed.append({"case": case.name, "files": sources, "error": record["error"]})
             else:
-                folder = self.output_dir.resolve()
                 files = {key: str((folder / name).resolve()) for key, name in record["files"].items()}
-                rows.append({key: {**record["volumes"], **files}.get(key) for key in VOLUME_COLUMNS})
+                rows.append({**record["volumes"], **files})
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        _write_csv(self.output_dir / "volumes.csv", VOLUME_COLUMNS, rows)
+        _write_csv(self.output_dir / "volumes.csv", rows, columns=VOLUME_COLUMNS)
         if failed:
-            _write_csv(self.output_dir / "failed.csv", FAILED_COLUMNS, failed)
+            _write_csv(self.output_dir / "failed.csv", failed, columns=FAILED_COLUMNS)
         else:
             (self.output_dir / "failed.csv").unlink(missing_ok=True)
         return without
@@ -342,8 +337,7 @@ def _environment(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str]) -> None:
+    with whole_file(path) as partial:
+        table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+        table.to_csv(partial, index=False, lineterminator="\r\n")
