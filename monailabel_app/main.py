@@ -29,7 +29,7 @@ if str(APP.parent) not in sys.path:
 
 from monailabel_app.bundle import ServedBundle  # noqa: E402
 from monailabel_app.errors import InputError, NotFound  # noqa: E402
-from monailabel_app.store.cases_files import source_files  # noqa: E402
+from monailabel_app.store.cases import source_files  # noqa: E402
 from monailabel_app.store.dicom_store import open_store  # noqa: E402
 from monailabel_app.store.shared import mend, share  # noqa: E402
 from monailabel_app.tasks.batch import TISSNetBatchInferTask  # noqa: E402

@@ -80,7 +80,7 @@ def place(weights: Path, into: Path, *, localizer: Path | None = None) -> Path:
     if localizer is not None:
         (into / LOCALIZER).parent.mkdir(exist_ok=True)
         shutil.copyfile(localizer, into / LOCALIZER)
-        _write_json((into / LOCALIZER).with_suffix(".json"), {"weights_sha256": sha256(into / WEIGHTS)})
+        write_json((into / LOCALIZER).with_suffix(".json"), {"weights_sha256": sha256(into / WEIGHTS)})
     return into / WEIGHTS
 
 
@@ -102,7 +102,7 @@ def add(
         try:
             place(weights, partial, localizer=localizer)
             content = {**record, "model": model, "number": number, "sha256": sha256(partial / WEIGHTS)}
-            _write_json(partial / RECORD, content)
+            write_json(partial / RECORD, content)
             _flush(partial)
             partial.chmod(0o755)
             os.replace(partial, own / str(number))
@@ -253,7 +253,7 @@ def _state(folder: Path, model: str) -> dict[str, Any]:
 
 
 def _write_state(folder: Path, model: str, state: Mapping[str, Any]) -> None:
-    _write_json(folder / model / SERVED, state)
+    write_json(folder / model / SERVED, state)
 
 
 def _version(folder: Path, model: str, number: int) -> Path:
@@ -293,7 +293,7 @@ def _locked(folder: Path, model: str, *, make: bool = True) -> Iterator[Path]:
         yield own
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file in one step: whoever reads sees the old one or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
@@ -23,7 +21,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from monailabel_app.bundle import Segmentation, ServedBundle
 from monailabel_app.errors import InputError
-from monailabel_app.images import check_header, modality_notes
+from monailabel_app.images import check_header, modality_notes, write_nifti
 from monailabel_app.measurements import measure
 
 logger = logging.getLogger(__name__)
@@ -122,7 +120,7 @@ class TISSNetInferTask(InferTask):
                     found.mask.astype(dtype), str(mask), found.affine, dtype, bool(request.get("result_compress"))
                 )
             else:
-                _write_nifti(found.mask, dtype, found.files["pred"], mask)
+                write_nifti(mask, found.mask.astype(dtype), like=found.files["pred"])  # the scan's own header
             extra = {}
             for name in ("synthetic", "error"):
                 extra[name] = _temporary(".nii.gz")
@@ -174,10 +172,3 @@ class TISSNetInferTask(InferTask):
 def _temporary(extension: str) -> Path:
     with tempfile.NamedTemporaryFile(prefix="tissnet_", suffix=extension, delete=False) as file:
         return Path(file.name)
-
-
-def _write_nifti(mask: np.ndarray, dtype: str, source: Path, target: Path) -> None:
-    """Writes a mask with the header of the bundle's own output, which is that of the scan."""
-    image = nib.Nifti1Image(mask.astype(dtype), None, nib.load(source).header)  # type: ignore[attr-defined]
-    image.set_data_dtype(dtype)
-    nib.save(image, target)

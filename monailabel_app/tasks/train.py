@@ -36,7 +36,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import Busy, InputError
-from monailabel_app.masks import dice
+from monailabel_app.tasks.scoring import dice
 from monailabel_app.tasks.submitted import SECTIONS, LabeledCase, collect, datalist_entry, described, split
 
 logger = logging.getLogger(__name__)

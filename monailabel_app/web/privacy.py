@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 
-from monailabel_app.store.cases_files import case_of
+from monailabel_app.store.cases import case_of
 
 # Their INFO lines are requests, ids and paths; their warnings are kept, with the names masked.
 CHATTY = ("monailabel.", "dicomweb_client", "highdicom", "timeloop", "urllib3")

@@ -29,6 +29,7 @@ from requests_toolbelt import MultipartEncoder
 from starlette.concurrency import run_in_threadpool
 
 from monailabel_app.errors import Busy, InputError, NotFound
+from monailabel_app.images import IMAGE_SUFFIXES
 from monailabel_app.web import isolation
 from monailabel_app.web.options import (
     BATCH,
@@ -126,7 +127,7 @@ def _asked(
             raise InputError("A DICOM segmentation can be made only of a series of a DICOM archive.")
         asked["result_extension"] = ".nii.gz"
     if file is not None:
-        suffix = isolation.suffix_of(file.filename, isolation.IMAGE_SUFFIXES)
+        suffix = isolation.suffix_of(file.filename, IMAGE_SUFFIXES)
         path = stack.enter_context(received(file, suffix))
         check_scan(path)
         asked |= {"upload": str(path), "save_label": False}
@@ -168,7 +169,7 @@ def _dicom_seg(image: str, mask: Path, label_info: Any, model: str, params: Mapp
     from monailabel_app.store.dicom_seg import dicom_seg  # brings highdicom, which only this needs
 
     uri = datastore().get_image_uri(image)
-    series = next((uri[: -len(end)] for end in isolation.IMAGE_SUFFIXES if uri.endswith(end)), uri)
+    series = next((uri[: -len(end)] for end in IMAGE_SUFFIXES if uri.endswith(end)), uri)
     version, demonstration = str(params.get("model_version") or ""), bool(params.get("demonstration"))
     written = Path(dicom_seg(series, str(mask), label_info, model, version=version, demonstration=demonstration))
     try:

@@ -22,7 +22,7 @@ from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle, _middle_mm
 from monailabel_app.errors import InputError, NotFound
 from monailabel_app.main import TISSNetApp
-from monailabel_app.store.cases_files import case_of, siblings, source_files, start_image
+from monailabel_app.store.cases import case_of, siblings, source_files, start_image
 from monailabel_app.tasks.infer import DEMONSTRATION, TISSNetInferTask
 
 SHAPE, SPACING = (72, 66, 24), (0.9, 0.9, 2.5)

@@ -27,8 +27,9 @@ from monailabel.transform.writer import write_itk
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import Busy, InputError
-from monailabel_app.masks import dice, read_mask, scores
+from monailabel_app.images import read_mask
 from monailabel_app.tasks import train
+from monailabel_app.tasks.scoring import dice, scores
 from monailabel_app.tasks.submitted import LabeledCase, collect, split
 from monailabel_app.tasks.train import TISSNetTrainTask
 from scripts.networks.tissnet import TISSNet
