@@ -11,23 +11,56 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from monailabel_app import versions
-from monailabel_app.errors import InputError
+from monailabel_app.errors import InputError, sentence_of
 
 logger = logging.getLogger(__name__)
 
+APP = Path(__file__).resolve().parent
 CODE = "scripts"  # the module of every bundle
 HEAD = -0.8  # of the bundle's normalized images, -1 to 1: above, it is no noise of the air
 BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
 CUT_OFF = 0.05  # of its largest sagittal section: a head that has more in an outermost plane goes on beyond it
 LOOKED_AT = 128  # planes along each axis that suffice to find the middle
 OUTPUTS = ("pred", "synthetic", "error")
+DEMONSTRATION = (
+    "DEMONSTRATION WEIGHTS, trained on computer-made phantoms and on no patient: the result says nothing about "
+    "patients."
+)
+NAMES = ("tissnet_vs", "tissnet_glioma")
+# The repository's bundle as the glioma one; a released glioma bundle needs none of this.
+GLIOMA_OVERRIDES = ("configs/glioma.yaml", "configs/glioma_2mm.yaml")
+GLIOMA_METADATA = "configs/metadata_glioma.yaml"
+GLIOMA_MODELS = "models/glioma"
+
+
+def _comma_list(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",")]
+
+
+class Conf(BaseModel):
+    """The server's options, MONAI Label's `--conf NAME VALUE`.
+
+    Attributes:
+        models: with commas, tissnet_vs, tissnet_glioma and folders of released bundles.
+        bundle: folder of the repository's bundle.
+        weights_glioma: other weights for tissnet_glioma.
+        allow_demo_weights: whether demonstration weights are served.
+        versions: folder of fine-tuned weights.
+    """
+
+    models: Annotated[list[str], BeforeValidator(_comma_list)] = [NAMES[0]]
+    bundle: Path = APP.parent / "bundle"
+    weights_glioma: Path | None = None
+    allow_demo_weights: bool = False
+    versions: Path = APP / "model"
 
 
 @dataclass
@@ -69,8 +102,8 @@ class ServedBundle:
 
     Raises:
         FileNotFoundError: the bundle has no config or no weights there.
-        ValueError: the weights are not those that the bundle's metadata name, or another network's; or the bundle's code
-            is not that of the bundles served already.
+        ValueError: the weights are not those that the bundle's metadata name, or another network's; or the bundle's
+            code is not that of the bundles served already.
     """
 
     _running = threading.RLock()  # of all models: there is one processor, one GPU
@@ -278,6 +311,42 @@ class ServedBundle:
                 logger.warning("model %s: out of memory on %s, going on with the processor", self.name, target)
                 notes.append("The graphics card had too little memory: computed on the processor, slower.")
         raise AssertionError("the processor either answers or raises")
+
+
+def load_models(conf: Mapping[str, str]) -> dict[str, ServedBundle]:
+    """The models that a server's options name, see `Conf`.
+
+    Raises:
+        ValueError: an option that cannot be used, an unknown model, demonstration weights that were not allowed; or as
+            `ServedBundle`.
+        FileNotFoundError: a model's config or weights are not there.
+    """
+    try:
+        given = Conf.model_validate({key: value for key, value in conf.items() if value})
+    except ValidationError as error:
+        raise ValueError(sentence_of(error, name="--conf {}".format, shown=True)) from error
+    models: dict[str, ServedBundle] = {}
+    for wanted in given.models:
+        name, folder = wanted, given.bundle
+        options: dict[str, Any] = {}
+        if wanted == "tissnet_glioma":
+            options["overrides"] = [given.bundle / file for file in GLIOMA_OVERRIDES]
+            options["metadata"] = [given.bundle / GLIOMA_METADATA]
+            options["models"], options["weights"] = GLIOMA_MODELS, given.weights_glioma
+        elif wanted not in NAMES and Path(wanted).is_dir():
+            name, folder = Path(wanted).resolve().name, Path(wanted)
+        elif wanted not in NAMES:
+            raise ValueError(f"no model {wanted!r}: expected {', '.join(NAMES)}, or the folder of a bundle.")
+        if name in models:
+            raise ValueError(f"two models are named {name}: give the folder of one of them another name.")
+        served = ServedBundle(name, folder, fine_tuned=given.versions, **options)
+        if served.demonstration and not given.allow_demo_weights:
+            raise ValueError(
+                f"model {name}: {DEMONSTRATION} They are not served unless the server is started with "
+                "--conf allow_demo_weights true."
+            )
+        models[name] = served
+    return models
 
 
 def _sources(folder: Path) -> dict[Path, bytes]:

@@ -38,9 +38,10 @@ from monailabel_app.web.options import (
     SAMPLING,
     SCORING,
     TRAINING,
+    Text,
+    checked,
     clean_options,
     json_object,
-    short_text,
 )
 from monailabel_app.web.routes_store import check_scan, datastore, received, session_image
 
@@ -199,7 +200,7 @@ async def _run(request: Request, start: Callable[[], Any], run_sync: bool) -> An
     return await (request.app.state.synchronous.run(start) if run_sync else run_in_threadpool(start))
 
 
-def _of_each(kind: str, body: Mapping[str, Any], checks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _of_each(kind: str, body: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of every task of a kind, which the body has under its name.
 
     Raises:
@@ -214,7 +215,7 @@ def _of_each(kind: str, body: Mapping[str, Any], checks: Mapping[str, Any]) -> d
         options = body.get(name) or {}
         if not isinstance(options, dict):
             raise InputError(f"The options of {name} are not an object of names and values.")
-        asked[name] = clean_options(options, config_of(task), checks)
+        asked[name] = clean_options(options, config_of(task), kinds)
     return asked
 
 
@@ -334,5 +335,5 @@ async def next_sample(request: Request, strategy: str, body: Body) -> Any:
     """The image that is worth labeling next."""
     options = clean_options(body, config_of(task_of("strategy", strategy)), SAMPLING)
     if body.get("client_id") is not None:
-        options["client_id"] = short_text("client_id", body["client_id"])
+        options |= checked({"client_id": body["client_id"]}, {"client_id": Text})
     return await request.app.state.samples.run(partial(activelearning.sample, strategy, options, "clinician"))
