@@ -5,8 +5,7 @@
     python -m monailabel_app.versions --versions monailabel_app/model --model tissnet_vs roll-back
 
 A model's folder holds `<number>/{model.pt, record.json}` (with `localizer/` where its parent has one), `served.json`.
-Files are written beside and renamed: a process that is killed leaves what is served as it was. The released weights are
-not here and never written to. Training and measuring go to `train.py`, loading to `served.py`.
+Files are written beside and renamed: a process that is killed leaves what is served as it was.
 """
 
 from __future__ import annotations

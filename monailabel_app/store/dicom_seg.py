@@ -1,7 +1,6 @@
 """A mask as DICOM-SEG, with SNOMED CT codes, on the grid of the series that it was drawn on.
 
-What is inside a segmentation is the standard's (PS3.3 A.51); highdicom writes it. Reading scans for training is in the
-bundle (`scripts/data/dicom/folder.py`), the archive in `dicom_store.py`.
+What is inside a segmentation is the standard's (PS3.3 A.51); highdicom writes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Inference over the store: one image per case; a bad case is reported and the others go on.
-
-How one case is answered goes to `main.py`, what a case is to `cases.py`.
-"""
+"""Inference over the store: one image per case; a bad case is reported and the others go on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""MONAI Label's inference task over a served bundle: options, files, numbers, and what the reply says.
-
-Ids of the store and which files make a case go to `store.py` and `main.py`.
-"""
+"""MONAI Label's inference task over a served bundle: options, files, numbers, and what the reply says."""
 
 from __future__ import annotations
 

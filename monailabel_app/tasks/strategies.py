@@ -1,4 +1,4 @@
-"""Which case a clinician is given next. What the store's images are goes to `cases.py`, answers to `main.py`."""
+"""Which case a clinician is given next: the one that waits longest, or that the model is least sure of."""
 
 from __future__ import annotations
 

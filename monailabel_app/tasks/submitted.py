@@ -1,7 +1,7 @@
 """The cases that people submitted a mask for, as a training needs them: read, checked, split, written as a datalist.
 
 Naming rule: `<case>_<modality>` with T1, ceT1, T2 or FLAIR; the model's sources and its target are the images of one
-case. A case without the target trains the segmentation alone. Training itself goes to `train.py`.
+case. A case without the target trains the segmentation alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Fine-tuning from submitted labels: runs the bundle's training on them and measures before and after.
+"""Fine-tuning from submitted labels: runs the bundle's training (configs/fine_tune.yaml), measures before and after.
 
-The weights that come out are added as a version (`versions.py`); what is served changes only where that was asked for,
-and only for the better. Which cases there are to learn from goes to `submitted.py`; losses, transforms and the training
-itself are the bundle's (configs/fine_tune.yaml).
+The weights that come out are added as a version. What is served changes only where asked for, and only for the better.
 """
 
 from __future__ import annotations

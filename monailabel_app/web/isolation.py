@@ -1,8 +1,4 @@
-"""Which names and files a request may carry: everything stays inside the store, and nothing else is read.
-
-Each check raises `InputError` with a sentence. Options go to `options.py`, HTTP to `server.py`, images' content to
-`checks.py`.
-"""
+"""Which names and files a request may carry: everything stays inside the store, and nothing else is read."""
 
 from __future__ import annotations
 

@@ -191,9 +191,9 @@ def checked(sent: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         InputError: one is not of its kind.
     """
-    typed: Any = TypedDict("Options", dict(kinds), total=False)  # type: ignore[misc, operator]
+    adapter: TypeAdapter[Any] = TypeAdapter(TypedDict("Options", dict(kinds), total=False))  # type: ignore[operator]
     try:
-        return TypeAdapter(typed).validate_python(sent)
+        return adapter.validate_python(sent)
     except ValidationError as error:
         raise InputError(sentence_of(error, name="The option {}".format)) from error
 

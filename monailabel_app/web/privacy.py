@@ -1,7 +1,4 @@
-"""Keeps patients out of the logs: MONAI Label's loggers write image names, paths and whole requests at INFO.
-
-What is worth a line in the log is decided where it is logged; this only takes names out.
-"""
+"""Keeps patients out of the logs: MONAI Label's loggers write image names, paths and whole requests at INFO."""
 
 from __future__ import annotations
 

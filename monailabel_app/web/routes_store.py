@@ -1,7 +1,6 @@
 """Images, labels and sessions: MONAI Label's /datastore and /session with every name and file checked.
 
-Most handlers are plain functions, which FastAPI runs in threads. Inference and background tasks go to
-`routes_tasks.py`.
+Most handlers are plain functions, which FastAPI runs in threads.
 """
 
 from __future__ import annotations

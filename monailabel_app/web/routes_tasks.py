@@ -1,7 +1,6 @@
 """Inference, batches, training, scoring and the next sample: MONAI Label's addresses, none of which blocks the others.
 
-Inference waits in a bounded queue; what runs in the background are MONAI Label's own processes. Images, labels and
-sessions go to `routes_store.py`.
+Inference waits in a bounded queue; what runs in the background are MONAI Label's own processes.
 """
 
 from __future__ import annotations

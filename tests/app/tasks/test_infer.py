@@ -1,6 +1,6 @@
 """Tests of monailabel_app.bundle, infer and store: content on the scan's own grid, options, refusals, weights.
 
-With an inferer of known answer in place of the network; the real network and server are in test_app_client.py.
+With an inferer of known answer in place of the network; the real network and server are in test_client.py.
 """
 
 from __future__ import annotations

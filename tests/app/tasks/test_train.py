@@ -1,6 +1,6 @@
 """Tests of train and of the masks it reads: cases, split, a real fine-tuning, and one that is killed.
 
-The bundle's own handling of cases without a target is tested with the bundle (test_methods.py, test_workflows.py).
+The bundle's own handling of cases without a target is tested with the bundle .
 """
 
 from __future__ import annotations
@@ -423,7 +423,7 @@ TISSNetTrainTask(served)({"max_epochs": 500}, store)
 """
 
 
-@pytest.mark.slow  # the same through a server: test_app_client.py
+@pytest.mark.slow  # the same through a server: test_client.py
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_ends_with_its_children_and_leaves_what_is_served(
     number: signal.Signals, bundle: ServedBundle, store: LocalDatastore, weights: Path, tmp_path: Path

@@ -1,7 +1,7 @@
 """Tests of monailabel_app's web application: a real server on a local port, a small app of known answers behind it.
 
 Hostile and broken requests, the bounded queue, MONAI Label's own client, the log, the start as a process, and nginx in
-front. What the real models answer goes to test_app.py.
+front.
 """
 
 from __future__ import annotations
