@@ -1,9 +1,7 @@
 """Starts the server with safe defaults: this machine only, no other web pages, MR series only, checks of every request.
 
-    python -m monailabel_app --studies DIR [--models tissnet_vs,tissnet_glioma] [--port 8000] [--conf KEY VALUE ...]
-    python -m monailabel_app --demo
-
-The same by MONAI Label's own command: see README.md. What the server refuses goes to `server.py`.
+python -m monailabel_app --studies DIR [--models tissnet_vs,tissnet_glioma] [--port 8000] [--conf KEY VALUE ...]
+python -m monailabel_app --demo
 """
 
 from __future__ import annotations

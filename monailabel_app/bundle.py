@@ -1,37 +1,66 @@
-"""A bundle as the app serves it: loaded once, weights checked, one case at a time from files to mask and maps.
-
-What comes over HTTP, the data store and the numbers of the answer do not go here.
-"""
+"""A bundle as the app serves it: loaded once, weights checked, one case at a time from files to mask and maps."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from monailabel_app import versions
-from monailabel_app.errors import InputError
+from monailabel_app.errors import InputError, sentence_of
 
 logger = logging.getLogger(__name__)
 
-CODE = "scripts"  # the module of every bundle: only that of one bundle is loaded at a time
+APP = Path(__file__).resolve().parent
+CODE = "scripts"  # the module of every bundle
 HEAD = -0.8  # of the bundle's normalized images, -1 to 1: above, it is no noise of the air
 BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
 CUT_OFF = 0.05  # of its largest sagittal section: a head that has more in an outermost plane goes on beyond it
 LOOKED_AT = 128  # planes along each axis that suffice to find the middle
 OUTPUTS = ("pred", "synthetic", "error")
+DEMONSTRATION = (
+    "DEMONSTRATION WEIGHTS, trained on computer-made phantoms and on no patient: the result says nothing about "
+    "patients."
+)
+NAMES = ("tissnet_vs", "tissnet_glioma")
+# The repository's bundle as the glioma one; a released glioma bundle needs none of this.
+GLIOMA_OVERRIDES = ("configs/glioma.yaml", "configs/glioma_2mm.yaml")
+GLIOMA_METADATA = "configs/metadata_glioma.yaml"
+GLIOMA_MODELS = "models/glioma"
+
+
+def _comma_list(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",")]
+
+
+class Conf(BaseModel):
+    """The server's options, MONAI Label's `--conf NAME VALUE`.
+
+    Attributes:
+        models: with commas, tissnet_vs, tissnet_glioma and folders of released bundles.
+        bundle: folder of the repository's bundle.
+        weights_glioma: other weights for tissnet_glioma.
+        allow_demo_weights: whether demonstration weights are served.
+        versions: folder of fine-tuned weights.
+    """
+
+    models: Annotated[list[str], BeforeValidator(_comma_list)] = [NAMES[0]]
+    bundle: Path = APP.parent / "bundle"
+    weights_glioma: Path | None = None
+    allow_demo_weights: bool = False
+    versions: Path = APP / "model"
 
 
 @dataclass
@@ -74,10 +103,11 @@ class ServedBundle:
 
     Raises:
         FileNotFoundError: the bundle has no config or no weights there.
-        ValueError: the weights are not those that the bundle's metadata name, or another network's.
+        ValueError: the weights are not those that the bundle's metadata name, or another network's; or the bundle's
+            code is not that of the bundles served already.
     """
 
-    _running = threading.RLock()  # of all models: there is one processor, one GPU, one module named `scripts`
+    _running = threading.RLock()  # of all models: there is one processor, one GPU
 
     def __init__(
         self,
@@ -136,18 +166,20 @@ class ServedBundle:
         )
         return self.released_weights
 
-    @contextlib.contextmanager
-    def _code(self) -> Iterator[None]:
-        """This bundle's `scripts` in sys.path, and in sys.modules no other bundle's."""
-        loaded = sys.modules.get(CODE)
-        if loaded is not None and Path(str(loaded.__file__)).parent.parent.resolve() != self.folder:
-            for module in [m for m in sys.modules if m == CODE or m.startswith(f"{CODE}.")]:
-                del sys.modules[module]
-        sys.path.insert(0, str(self.folder))
-        try:
-            yield
-        finally:
-            sys.path.remove(str(self.folder))
+    def _import_code(self) -> None:
+        """Imports the bundle's module `scripts`, of which a process has one.
+
+        Raises:
+            ValueError: the process runs other code already, that of another bundle.
+        """
+        if CODE not in sys.modules:
+            sys.path.insert(0, str(self.folder))
+        running = Path(str(importlib.import_module(CODE).__file__)).parent
+        if _sources(running) != _sources(self.folder / CODE):
+            raise ValueError(
+                f"model {self.name}: the code of {self.folder} differs from that of {running.parent}, which this "
+                "server runs: start a second server for it, with another --port."
+            )
 
     def _parser(self, **values: Any) -> ConfigParser:
         parser = ConfigParser()
@@ -157,14 +189,18 @@ class ServedBundle:
         return parser
 
     def _load(self, weights: Path) -> None:
-        with self._running, self._code():
+        with self._running:
+            self._import_code()
+            from scripts.data.checks import t2_likeness
+            from scripts.data.datalist import TASKS
+            from scripts.networks import tissnet
+            from scripts.weights import load_weights
+
             parser = self._parser(checkpoint_path=str(weights), device="cpu")
-            network = parser.get_parsed_content("network")
-            importlib.import_module(f"{CODE}.weights").load_weights(network, path=weights)
+            network = load_weights(parser.get_parsed_content("network"), path=weights)
             inferer = parser.get_parsed_content("inferer")
-            task = importlib.import_module(f"{CODE}.data.datalist").TASKS[parser["task"]]
-            self.network_outputs = importlib.import_module(f"{CODE}.networks.tissnet")
-            self.t2_likeness = importlib.import_module(f"{CODE}.data.checks").t2_likeness
+            task = TASKS[parser["task"]]
+            self.network_outputs, self.t2_likeness = tissnet, t2_likeness
             self.network, self.inferer = network.eval(), inferer
             self.weights, self.sha256 = weights, versions.sha256(weights)
             released = weights == self.released_weights
@@ -223,10 +259,9 @@ class ServedBundle:
             self.refresh()
             started = time.perf_counter()
             notes: list[str] = []
-            with self._code():
-                parser = self._parser(threshold=threshold, output_dir=str(folder))
-                before = parser.get_parsed_content("preprocessing")
-                after = parser.get_parsed_content("postprocessing")
+            parser = self._parser(threshold=threshold, output_dir=str(folder))
+            before = parser.get_parsed_content("preprocessing")
+            after = parser.get_parsed_content("postprocessing")
             try:
                 image = [str(file) for file in files]
                 data = before({"case": case, "image": image[0] if len(image) == 1 else image})
@@ -284,6 +319,47 @@ class ServedBundle:
                 logger.warning("model %s: out of memory on %s, going on with the processor", self.name, target)
                 notes.append("The graphics card had too little memory: computed on the processor, slower.")
         raise AssertionError("the processor either answers or raises")
+
+
+def load_models(conf: Mapping[str, str]) -> dict[str, ServedBundle]:
+    """The models that a server's options name, see `Conf`.
+
+    Raises:
+        ValueError: an option that cannot be used, an unknown model, demonstration weights that were not allowed; or as
+            `ServedBundle`.
+        FileNotFoundError: a model's config or weights are not there.
+    """
+    try:
+        given = Conf.model_validate({key: value for key, value in conf.items() if value})
+    except ValidationError as error:
+        raise ValueError(sentence_of(error, name="--conf {}".format, shown=True)) from error
+    models: dict[str, ServedBundle] = {}
+    for wanted in given.models:
+        name, folder = wanted, given.bundle
+        options: dict[str, Any] = {}
+        if wanted == "tissnet_glioma":
+            options["overrides"] = [given.bundle / file for file in GLIOMA_OVERRIDES]
+            options["metadata"] = [given.bundle / GLIOMA_METADATA]
+            options["models"], options["weights"] = GLIOMA_MODELS, given.weights_glioma
+        elif wanted not in NAMES and Path(wanted).is_dir():
+            name, folder = Path(wanted).resolve().name, Path(wanted)
+        elif wanted not in NAMES:
+            raise ValueError(f"no model {wanted!r}: expected {', '.join(NAMES)}, or the folder of a bundle.")
+        if name in models:
+            raise ValueError(f"two models are named {name}: give the folder of one of them another name.")
+        served = ServedBundle(name, folder, fine_tuned=given.versions, **options)
+        if served.demonstration and not given.allow_demo_weights:
+            raise ValueError(
+                f"model {name}: {DEMONSTRATION} They are not served unless the server is started with "
+                "--conf allow_demo_weights true."
+            )
+        models[name] = served
+    return models
+
+
+def _sources(folder: Path) -> dict[Path, bytes]:
+    """The Python files of a folder, by their paths in it."""
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.py")}
 
 
 def _disagreement(first: torch.Tensor, second: torch.Tensor) -> float:

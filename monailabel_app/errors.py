@@ -1,9 +1,12 @@
-"""What the app answers with when a request cannot be done; each message is a sentence that a clinician understands.
-
-Which status of HTTP they become goes to `server.py`.
-"""
+"""What the app answers with when a request cannot be done: each message is a sentence that a clinician understands."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
 
 
 class InputError(ValueError):
@@ -16,3 +19,22 @@ class NotFound(InputError):
 
 class Busy(RuntimeError):
     """Too many requests wait already: the same request can be sent again later."""
+
+
+def sentence_of(error: ValidationError, *, name: Callable[[Any], str] = str, shown: bool = False) -> str:
+    """Pydantic's first complaint as a sentence.
+
+    Args:
+        error: of a model of options; an `InputError` that a check of it raised speaks for itself.
+        name: how an option is called, by its name.
+        shown: whether to repeat the value: not where it came over the network.
+    """
+    first = error.errors(include_url=False)[0]
+    reason = first.get("ctx", {}).get("error")
+    if isinstance(reason, InputError):
+        return str(reason)
+    found = f"is {first['input']!r}" if shown else "cannot be used"
+    expected = re.sub(r"^\w+ should (be|have) |, unable to .*", "", first["msg"])
+    for word, plain in {"integer": "whole number", "string": "text", "dictionary": "object"}.items():
+        expected = expected.replace(word, plain)
+    return f"{name(first['loc'][0])} {found}: expected {expected}."

@@ -1,9 +1,6 @@
-"""The MONAI Label app: which models are served, how a request finds its scans, what is kept of an answer.
+"""The MONAI Label app, loaded by its path: how a request finds its scans, what is kept of an answer.
 
-    python -m monailabel_app --studies DIR
-
-MONAI Label loads this file by its path. How one case is computed goes to `served.py` and `infer.py`, HTTP to
-`server.py`.
+python -m monailabel_app --studies DIR
 """
 
 from __future__ import annotations
@@ -21,30 +18,23 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
-from monailabel.utils.others.generic import strtobool
 
 APP = Path(__file__).resolve().parent
 if str(APP.parent) not in sys.path:
     sys.path.insert(0, str(APP.parent))
 
-from monailabel_app.bundle import ServedBundle  # noqa: E402
+from monailabel_app.bundle import DEMONSTRATION, load_models  # noqa: E402
 from monailabel_app.errors import InputError, NotFound  # noqa: E402
-from monailabel_app.store.cases_files import source_files  # noqa: E402
+from monailabel_app.store.cases import source_files  # noqa: E402
 from monailabel_app.store.dicom_store import open_store  # noqa: E402
 from monailabel_app.store.shared import mend, share  # noqa: E402
 from monailabel_app.tasks.batch import TISSNetBatchInferTask  # noqa: E402
-from monailabel_app.tasks.infer import DEMONSTRATION, TISSNetInferTask  # noqa: E402
+from monailabel_app.tasks.infer import TISSNetInferTask  # noqa: E402
 from monailabel_app.tasks.scoring import DiceOfSubmitted  # noqa: E402
 from monailabel_app.tasks.strategies import Disagreement, FirstCome  # noqa: E402
 from monailabel_app.tasks.train import TISSNetTrainTask  # noqa: E402
 
 logger = logging.getLogger(__name__)
-
-NAMES = ("tissnet_vs", "tissnet_glioma")
-# The repository's bundle as the glioma one; a released glioma bundle needs none of this.
-GLIOMA_OVERRIDES = ("configs/glioma.yaml", "configs/glioma_2mm.yaml")
-GLIOMA_METADATA = "configs/metadata_glioma.yaml"
-GLIOMA_MODELS = "models/glioma"
 
 
 class TISSNetApp(MONAILabelApp):
@@ -53,17 +43,14 @@ class TISSNetApp(MONAILabelApp):
     Args:
         app_dir: this folder.
         studies: the store: a folder of NIfTI files, or a DICOMweb address.
-        conf: `models` (comma list of tissnet_vs, tissnet_glioma and folders of released bundles), `bundle` (folder of
-            the repository's bundle), `weights_glioma`, `allow_demo_weights` (true, false), `versions` (folder of
-            fine-tuned weights).
+        conf: see `Conf`; what else it holds is MONAI Label's.
 
     Raises:
-        ValueError: an unknown model, demonstration weights that were not allowed, weights that are not the released.
-        FileNotFoundError: a model's config or weights are not there.
+        ValueError, FileNotFoundError: as `load_models`.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        self.models = self._load_models(conf)
+        self.models = load_models(conf)
         demonstration = any(bundle.demonstration for bundle in self.models.values())
         name = "TISS-Net: the tumor from the scans that were taken"
         super().__init__(
@@ -78,35 +65,6 @@ class TISSNetApp(MONAILabelApp):
             ),
             version=", ".join(sorted({bundle.version for bundle in self.models.values()})),
         )
-
-    @staticmethod
-    def _load_models(conf: Mapping[str, str]) -> dict[str, ServedBundle]:
-        bundle = Path(conf.get("bundle") or APP.parent / "bundle")
-        fine_tuned = Path(conf.get("versions") or APP / "model")
-        allowed = bool(strtobool(conf.get("allow_demo_weights", "false")))
-        models = {}
-        for wanted in (part.strip() for part in (conf.get("models") or NAMES[0]).split(",")):
-            name, folder = wanted, bundle
-            options: dict[str, Any] = {}
-            if wanted == "tissnet_glioma":
-                options["overrides"] = [bundle / file for file in GLIOMA_OVERRIDES]
-                options["metadata"] = [bundle / GLIOMA_METADATA]
-                options["models"] = GLIOMA_MODELS
-                options["weights"] = Path(conf["weights_glioma"]) if conf.get("weights_glioma") else None
-            elif wanted not in NAMES and Path(wanted).is_dir():
-                name, folder = Path(wanted).resolve().name, Path(wanted)
-            elif wanted not in NAMES:
-                raise ValueError(f"no model {wanted!r}: expected {', '.join(NAMES)}, or the folder of a bundle.")
-            if name in models:
-                raise ValueError(f"two models are named {name}: give the folder of one of them another name.")
-            served = ServedBundle(name, folder, fine_tuned=fine_tuned, **options)
-            if served.demonstration and not allowed:
-                raise ValueError(
-                    f"model {name}: {DEMONSTRATION} They are not served unless the server is started with "
-                    "--conf allow_demo_weights true."
-                )
-            models[name] = served
-        return models
 
     def init_datastore(self) -> Datastore:
         """The store, as this process shares it with the server's other ones."""

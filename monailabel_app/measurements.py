@@ -1,7 +1,4 @@
-"""Numbers of a mask that a clinician follows: volume, largest diameters, side, for all of it and for each part.
-
-Arrays and an affine in, numbers out. No files, no network.
-"""
+"""Numbers of a mask that a clinician follows: volume, largest diameters, side, for all of it and for each part."""
 
 from __future__ import annotations
 

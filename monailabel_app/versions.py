@@ -5,8 +5,7 @@
     python -m monailabel_app.versions --versions monailabel_app/model --model tissnet_vs roll-back
 
 A model's folder holds `<number>/{model.pt, record.json}` (with `localizer/` where its parent has one), `served.json`.
-Files are written beside and renamed: a process that is killed leaves what is served as it was. The released weights are
-not here and never written to. Training and measuring go to `train.py`, loading to `served.py`.
+Files are written beside and renamed: a process that is killed leaves what is served as it was.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def place(weights: Path, into: Path, *, localizer: Path | None = None) -> Path:
     if localizer is not None:
         (into / LOCALIZER).parent.mkdir(exist_ok=True)
         shutil.copyfile(localizer, into / LOCALIZER)
-        _write_json((into / LOCALIZER).with_suffix(".json"), {"weights_sha256": sha256(into / WEIGHTS)})
+        write_json((into / LOCALIZER).with_suffix(".json"), {"weights_sha256": sha256(into / WEIGHTS)})
     return into / WEIGHTS
 
 
@@ -102,7 +101,7 @@ def add(
         try:
             place(weights, partial, localizer=localizer)
             content = {**record, "model": model, "number": number, "sha256": sha256(partial / WEIGHTS)}
-            _write_json(partial / RECORD, content)
+            write_json(partial / RECORD, content)
             _flush(partial)
             partial.chmod(0o755)
             os.replace(partial, own / str(number))
@@ -253,7 +252,7 @@ def _state(folder: Path, model: str) -> dict[str, Any]:
 
 
 def _write_state(folder: Path, model: str, state: Mapping[str, Any]) -> None:
-    _write_json(folder / model / SERVED, state)
+    write_json(folder / model / SERVED, state)
 
 
 def _version(folder: Path, model: str, number: int) -> Path:
@@ -293,7 +292,7 @@ def _locked(folder: Path, model: str, *, make: bool = True) -> Iterator[Path]:
         yield own
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file in one step: whoever reads sees the old one or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:

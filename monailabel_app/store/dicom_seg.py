@@ -1,7 +1,6 @@
 """A mask as DICOM-SEG, with SNOMED CT codes, on the grid of the series that it was drawn on.
 
-What is inside a segmentation is the standard's (PS3.3 A.51); highdicom writes it. Reading scans for training is in the
-bundle (`scripts/data/dicom/folder.py`), the archive in `dicom_store.py`.
+What is inside a segmentation is the standard's (PS3.3 A.51); highdicom writes it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any
 import highdicom
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from monailabel_app.errors import InputError
+from monailabel_app.images import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -326,37 +325,29 @@ def _plane(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return axes, np.array(header.ImagePositionPatient, dtype=np.float64).reshape(3)
 
 
-def _read_mask(path: Path) -> sitk.Image:
-    """A mask of 0 and 1.
+def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A mask's voxels (X, Y, Z), 0 and 1, and its grid: voxel indices to LPS mm, 4 x 4.
 
     Raises:
         InputError: not an image, not 3-D, or other values.
     """
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"The mask {path.name} cannot be read as NIfTI or NRRD: make it again.") from error
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        size = " x ".join(map(str, image.GetSize()))
-        raise InputError(f"The mask {path.name} is {size}, one volume is expected.")
-    values = np.unique(sitk.GetArrayViewFromImage(image))
+    voxels, affine = read_volume(path, f"The mask {path.name}")
+    values = np.unique(voxels)
     if not np.isin(values, (0, 1)).all():
         found = ", ".join(f"{value:g}" for value in values[:10])
         raise InputError(f"The mask {path.name} has the values {found}: 0 (background) and 1 (tumor) are expected.")
-    return image
+    return voxels != 0, np.diag([-1, -1, 1, 1]) @ affine
 
 
-def _on_grid(mask: sitk.Image, grid: NDArray[np.float64], slices: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _on_grid(
+    mask: tuple[np.ndarray, np.ndarray], grid: NDArray[np.float64], slices: int, shape: tuple[int, int]
+) -> NDArray[np.bool_]:
     """The mask's voxels as (slice, row, column) of the series, whatever the order and sense of the mask's axes.
 
     Raises:
         InputError: the two grids differ by more than the order of axes.
     """
-    own = np.eye(4)
-    own[:3, :3] = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
-    own[:3, 3] = mask.GetOrigin()
+    voxels, own = mask
     rows, columns = shape
     size = np.array([columns, rows, slices])
     step = np.linalg.solve(own, grid)  # voxel of the series to voxel of the mask
@@ -366,15 +357,14 @@ def _on_grid(mask: sitk.Image, grid: NDArray[np.float64], slices: int, shape: tu
         corners = np.array(np.meshgrid(*((0, n - 1) for n in size))).reshape(3, -1)
         off = np.abs((step[:3, :3] - axes) @ corners + (step[:3, 3] - first)[:, None]).max()
         reach = axes @ corners + first[:, None]
-        covers = (reach.min(1) == 0).all() and (reach.max(1) == np.array(mask.GetSize()) - 1).all()
+        covers = (reach.min(1) == 0).all() and (reach.max(1) == np.array(voxels.shape) - 1).all()
         if off <= GRID_TOLERANCE and covers:
-            voxels = sitk.GetArrayFromImage(mask).transpose(2, 1, 0) != 0  # to x, y, z of the mask
             source = np.abs(axes).argmax(0)  # axis of the mask that each axis of the series runs along
             voxels = voxels.transpose(source)
             back = [k for k in range(3) if axes[source[k], k] < 0]
             return np.ascontiguousarray(np.flip(voxels, back).transpose(2, 1, 0))
     raise InputError(
-        f"The mask ({_described(own, mask.GetSize())}) does not lie on the scan it is for "
+        f"The mask ({_described(own, voxels.shape)}) does not lie on the scan it is for "
         f"({_described(grid, size)}): draw it on that series, or resample it to it."
     )
 

@@ -1,7 +1,4 @@
-"""A DICOM archive as MONAI Label's store: knows studies and new series at once, keeps submitted masks as DICOM-SEG.
-
-How a DICOM-SEG is written goes to `dicom_seg.py`, answers over HTTP to `server.py`.
-"""
+"""A DICOM archive as MONAI Label's store: knows studies and new series at once, keeps submitted masks as DICOM-SEG."""
 
 from __future__ import annotations
 

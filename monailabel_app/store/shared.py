@@ -1,7 +1,7 @@
 """One store for the server's threads and the processes of its background tasks: what one writes, no other undoes.
 
 MONAI Label's store keeps its list in memory and writes all of it at every change, made for one thread of one process;
-killed in the middle, it leaves half a list, with which no server starts. What is in the store goes to `store.py`.
+killed in the middle, it leaves half a list, with which no server starts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Inference over the store: one image per case; a bad case is reported and the others go on.
-
-How one case is answered goes to `main.py`, what a case is to `cases.py`.
-"""
+"""Inference over the store: one image per case; a bad case is reported and the others go on."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType, BatchIn
 
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import InputError, NotFound
-from monailabel_app.store.cases import list_cases
-from monailabel_app.store.cases_files import start_image
+from monailabel_app.store.cases import list_cases, start_image
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +41,7 @@ class TISSNetBatchInferTask(BatchInferTask):
         """
         model = self._model(request)
         wanted = request.get("images") or BatchInferImageType.IMAGES_ALL.value
-        cases = list_cases(datastore, {model.name: model})
+        cases = list_cases(datastore, [model.source_modalities])
         if not isinstance(wanted, str):
             chosen = dict.fromkeys(start_image(datastore, str(i), model.source_modalities) or str(i) for i in wanted)
             finished = {case.image for case in cases if case.finished}

@@ -1,39 +1,61 @@
-"""MONAI Label's inference task over a served bundle: options, files, numbers, and what the reply says.
-
-Ids of the store and which files make a case go to `store.py` and `main.py`.
-"""
+"""MONAI Label's inference task over a served bundle: options, files, numbers, and what the reply says."""
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import nibabel as nib
-import numpy as np
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
 from monailabel.utils.others.generic import device_list, name_to_device
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from monailabel_app.bundle import Segmentation, ServedBundle
-from monailabel_app.errors import InputError
-from monailabel_app.images import check_header, modality_notes
+from monailabel_app.bundle import DEMONSTRATION, Segmentation, ServedBundle
+from monailabel_app.errors import InputError, sentence_of
+from monailabel_app.images import check_header, modality_notes, write_nifti
 from monailabel_app.measurements import measure
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
 DTYPES = ("uint8", "uint16")
-DEMONSTRATION = (
-    "DEMONSTRATION WEIGHTS, trained on computer-made phantoms and on no patient: the result says nothing about "
-    "patients."
-)
+
+
+def _switch(value: Any) -> bool:
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise PydanticCustomError("switch", "Input should be true or false")
+    return found
+
+
+def _known_device(value: Any) -> str:
+    device = str(name_to_device(value))
+    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["cuda"] * torch.cuda.is_available()]
+    if device not in known:
+        raise InputError(f"There is no device {device!r} on the server: expected one of {', '.join(known)}.")
+    return device
+
+
+Switch = Annotated[bool, BeforeValidator(_switch)]  # as JSON, or as the text that a form sends
+
+
+class Options(BaseModel):
+    """What a request may ask a model for."""
+
+    threshold: float = Field(ge=0.01, le=0.99)
+    overlap: float = Field(ge=0, le=0.75)
+    flips: Switch = False
+    device: Annotated[str, BeforeValidator(_known_device)]
+    result_extension: Literal[EXTENSIONS] = ".nrrd"  # type: ignore[valid-type]
+    result_dtype: Literal[DTYPES] = "uint8"  # type: ignore[valid-type]
+    result_compress: Switch = False
 
 
 @dataclass
@@ -100,52 +122,45 @@ class TISSNetInferTask(InferTask):
 
         Args:
             files: source scans in the order of the bundle's source modalities.
-            request: options: threshold, overlap, flips, device, result_extension, result_dtype, result_compress.
+            request: see `Options`; what else it holds is ignored.
             case: its name in messages.
 
         Raises:
             InputError: an option or a scan that cannot be used.
         """
         options = self._options(request)
-        extension, dtype = request.get("result_extension") or ".nrrd", request.get("result_dtype") or "uint8"
-        if extension not in EXTENSIONS or dtype not in DTYPES:
-            raise InputError(f"The result was asked as {extension} {dtype}: expected one of {EXTENSIONS}, of {DTYPES}.")
+        dtype = options.result_dtype
         notes = []
         for file, modality in zip(files, self.bundle.source_modalities, strict=True):
             check_header(file, f"{modality} of {case!r}")
             notes += modality_notes(file, modality, self.bundle.t2_likeness)
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
-            found = self.bundle.segment(files, Path(folder), case=case, **options)
-            mask = _temporary(extension)
-            if extension == ".nrrd":
-                write_itk(
-                    found.mask.astype(dtype), str(mask), found.affine, dtype, bool(request.get("result_compress"))
-                )
+            found = self.bundle.segment(
+                files,
+                Path(folder),
+                case=case,
+                threshold=options.threshold,
+                overlap=options.overlap,
+                flips=options.flips,
+                device=options.device,
+            )
+            mask = _temporary(options.result_extension)
+            if options.result_extension == ".nrrd":
+                write_itk(found.mask.astype(dtype), str(mask), found.affine, dtype, options.result_compress)
             else:
-                _write_nifti(found.mask, dtype, found.files["pred"], mask)
+                write_nifti(mask, found.mask.astype(dtype), like=found.files["pred"])  # the scan's own header
             extra = {}
             for name in ("synthetic", "error"):
                 extra[name] = _temporary(".nii.gz")
                 shutil.move(found.files[name], extra[name])
         return Answer(mask, extra, self._params(found, notes))
 
-    def _options(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        values = {key: request.get(key, self.bundle.defaults[key]) for key in ("threshold", "overlap")}
-        for key, (low, high) in {"threshold": (0.01, 0.99), "overlap": (0.0, 0.75)}.items():
-            try:
-                values[key] = float(values[key])
-            except (TypeError, ValueError):
-                values[key] = math.nan
-            if not low <= values[key] <= high:
-                raise InputError(f"{key} is {request.get(key)!r}: expected a number from {low:g} to {high:g}.")
-        device = str(name_to_device(request.get("device")))
-        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["cuda"] * torch.cuda.is_available()]
-        if device not in known:
-            raise InputError(f"There is no device {device!r} on the server: expected one of {', '.join(known)}.")
-        flips = request.get("flips", False)
-        if flips not in (True, False, "true", "false"):
-            raise InputError(f"flips is {flips!r}: expected true or false.")
-        return values | {"device": device, "flips": flips in (True, "true")}
+    def _options(self, request: Mapping[str, Any]) -> Options:
+        given = {key: value for key, value in request.items() if value not in (None, "")}
+        try:
+            return Options.model_validate({**self.bundle.defaults, "device": None, **given})
+        except ValidationError as error:
+            raise InputError(sentence_of(error, shown=True)) from error
 
     def _params(self, found: Segmentation, notes: list[str]) -> dict[str, Any]:
         bundle = self.bundle
@@ -174,10 +189,3 @@ class TISSNetInferTask(InferTask):
 def _temporary(extension: str) -> Path:
     with tempfile.NamedTemporaryFile(prefix="tissnet_", suffix=extension, delete=False) as file:
         return Path(file.name)
-
-
-def _write_nifti(mask: np.ndarray, dtype: str, source: Path, target: Path) -> None:
-    """Writes a mask with the header of the bundle's own output, which is that of the scan."""
-    image = nib.Nifti1Image(mask.astype(dtype), None, nib.load(source).header)  # type: ignore[attr-defined]
-    image.set_data_dtype(dtype)
-    nib.save(image, target)

@@ -1,4 +1,4 @@
-"""How far the model's masks were from those that clinicians submitted. Reading and comparing go to `masks.py`."""
+"""How far the model's masks were from those that clinicians submitted: Dice, surface distance, volume."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from monai.metrics import compute_average_surface_distance, compute_dice
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from monailabel_app.errors import InputError
-from monailabel_app.masks import check_same_grid, read_mask, scores
+from monailabel_app.images import check_same_grid, read_mask, spacing_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,3 +88,45 @@ def _stamp(datastore: Datastore, label: str, tag: str) -> list[int]:
     """Tells a label's file from another one of the same name."""
     found = Path(datastore.get_label_uri(label, tag)).stat()
     return [found.st_mtime_ns, found.st_size]
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Computes Dice of two masks; both empty: 1, one of them: 0."""
+    return float(compute_dice(_batch(prediction), _batch(truth), include_background=True, ignore_empty=False).item())
+
+
+def scores(prediction: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> dict[str, float | None]:
+    """Compares a mask with the one that is right.
+
+    Returns:
+        dice; assd_mm, the average symmetric surface distance, None where a mask is empty; volume_mm3 of the prediction,
+        volume_truth_mm3, and volume_difference_mm3, positive where the prediction is larger.
+    """
+    spacing = spacing_of(affine)
+    voxel_mm3 = float(abs(np.linalg.det(affine[:3, :3])))
+    volume, volume_truth = (float(mask.sum()) * voxel_mm3 for mask in (prediction, truth))
+    assd = None
+    if volume and volume_truth:
+        box = _box(prediction | truth)
+        assd = compute_average_surface_distance(
+            _batch(prediction[box]), _batch(truth[box]), include_background=True, symmetric=True, spacing=spacing
+        ).item()
+    return {
+        "dice": dice(prediction, truth),
+        "assd_mm": assd,
+        "volume_mm3": volume,
+        "volume_truth_mm3": volume_truth,
+        "volume_difference_mm3": volume - volume_truth,
+    }
+
+
+def _batch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask, dtype=np.uint8))[None, None]
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The mask's bounding box with a voxel of background around it, so that cropping changes no surface."""
+    where = np.argwhere(mask)
+    return tuple(
+        slice(max(int(low) - 1, 0), int(high) + 2) for low, high in zip(where.min(0), where.max(0), strict=True)
+    )

@@ -1,4 +1,4 @@
-"""Which case a clinician is given next. What the store's images are goes to `cases.py`, answers to `main.py`."""
+"""Which case a clinician is given next: the one that waits longest, or that the model is least sure of."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class FirstCome(Strategy):
         """
         wanted = str(request.get("model") or "")
         models = {name: model for name, model in self.models.items() if wanted in ("", name)}
-        cases = [case for case in list_cases(datastore, models) if case.complete and not case.finished]
+        listed = list_cases(datastore, [model.source_modalities for model in models.values()])
+        cases = [case for case in listed if case.complete and not case.finished]
         if not cases:
             logger.info("every case is finished")
             return {}

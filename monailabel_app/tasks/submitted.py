@@ -1,7 +1,7 @@
 """The cases that people submitted a mask for, as a training needs them: read, checked, split, written as a datalist.
 
 Naming rule: `<case>_<modality>` with T1, ceT1, T2 or FLAIR; the model's sources and its target are the images of one
-case. A case without the target trains the segmentation alone. Training itself goes to `train.py`.
+case. A case without the target trains the segmentation alone.
 """
 
 from __future__ import annotations
@@ -9,27 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import InputError
-from monailabel_app.masks import check_same_grid, read_mask, read_volume
-from monailabel_app.store.cases_files import siblings, source_files, start_image, submitted_images
+from monailabel_app.images import NIFTI, check_same_grid, read_mask, read_volume, write_nifti
+from monailabel_app.store.cases import siblings, source_files, start_image, submitted_images
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation")
 LEAST_CASES = 2  # one to learn from, one to measure on
-NIFTI = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -156,9 +153,7 @@ def split(cases: Sequence[LabeledCase], kept: Path, *, share: float) -> dict[str
                 f"All submitted cases were in the other section of earlier trainings, {name} has none: submit the mask "
                 "of another patient. A case that was trained on must not measure the result."
             )
-    partial = kept.with_name(f".{kept.name}.partial")
-    partial.write_text(json.dumps(section, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, kept)
+    versions.write_json(kept, section)
     return parts
 
 
@@ -167,13 +162,14 @@ def datalist_entry(case: LabeledCase, run: Path) -> dict[str, Any]:
     folder = run / "scans" / case.case
     folder.mkdir(parents=True)
     label = folder / "label.nii.gz"
-    nib.save(nib.Nifti1Image(*case.mask()), label)
+    mask, affine = case.mask()
+    write_nifti(label, mask, affine=affine)
     files = []
     for index, file in enumerate([*case.images, *([case.target] if case.target else [])]):
         if not file.name.endswith(NIFTI):
             voxels, affine = read_volume(file, file.name)
             file = folder / f"scan_{index}.nii.gz"
-            nib.save(nib.Nifti1Image(voxels.astype(np.float32), affine), file)
+            write_nifti(file, voxels.astype(np.float32), affine=affine)
         files.append(str(file))
     count = len(case.images)
     entry = {"case": case.case, "patient": case.patient, "image": files[:count], "label": str(label)}

@@ -1,8 +1,6 @@
-"""Fine-tuning from submitted labels: runs the bundle's training on them and measures before and after.
+"""Fine-tuning from submitted labels: runs the bundle's training (configs/fine_tune.yaml), measures before and after.
 
-The weights that come out are added as a version (`versions.py`); what is served changes only where that was asked for,
-and only for the better. Which cases there are to learn from goes to `submitted.py`; losses, transforms and the training
-itself are the bundle's (configs/fine_tune.yaml).
+The weights that come out are added as a version. What is served changes only where asked for, and only for the better.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -24,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
@@ -32,11 +29,13 @@ from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
-from monailabel_app.errors import Busy, InputError
-from monailabel_app.masks import dice
+from monailabel_app.errors import Busy, InputError, sentence_of
+from monailabel_app.tasks.infer import Switch
+from monailabel_app.tasks.scoring import dice
 from monailabel_app.tasks.submitted import SECTIONS, LabeledCase, collect, datalist_entry, described, split
 
 logger = logging.getLogger(__name__)
@@ -46,14 +45,25 @@ RUNS, SPLIT = "runs", "split.json"  # in the model's folder, beside the versions
 FEW_CASES = 5  # a mean Dice over fewer says little
 LINES_OF_AN_ERROR = 5
 ERROR = re.compile(r"([a-z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt)\b")  # the line of a traceback that names it
-LIMITS: dict[str, tuple[float, float]] = {
-    "max_epochs": (1, 1000),
-    "val_split": (0.05, 0.9),
-    "learning_rate": (1e-7, 1e-2),
-    "seed": (0, 2**31 - 1),
-}
-DEFAULTS: dict[str, Any] = {"max_epochs": 20, "val_split": 0.2, "learning_rate": 2e-5, "seed": 0}
 TEMPORARY = ("checkpoints", "candidate", "scans/*/scan_*", "training/previews")  # of a run: weights, patients' scans
+
+
+def _cpu_or_cuda(value: Any) -> str:
+    device = str(name_to_device(value))
+    if not re.fullmatch(r"cpu|cuda(:.*)?", device):
+        raise InputError(f"device is {device!r}: expected cpu or cuda.")
+    return device
+
+
+class Options(BaseModel):
+    """What a request may ask a training for."""
+
+    max_epochs: int = Field(20, ge=1, le=1000)
+    val_split: float = Field(0.2, ge=0.05, le=0.9)
+    learning_rate: float = Field(2e-5, ge=1e-7, le=1e-2)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    promote_if_better: Switch = False
+    device: Annotated[str, BeforeValidator(_cpu_or_cuda)]
 
 
 class TISSNetTrainTask(TrainTask):
@@ -73,8 +83,8 @@ class TISSNetTrainTask(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """What a clinician may set in 3D Slicer."""
-        shown = {key: DEFAULTS[key] for key in ("max_epochs", "val_split", "learning_rate")}
-        return {**shown, "promote_if_better": False, "device": device_list()}
+        shown = ("max_epochs", "val_split", "learning_rate", "promote_if_better")
+        return {**{key: Options.model_fields[key].default for key in shown}, "device": device_list()}
 
     def stats(self) -> dict[str, Any]:
         """The newest version: when, on what, and its Dice on the validation cases before and after."""
@@ -87,7 +97,7 @@ class TISSNetTrainTask(TrainTask):
         """Collects, trains, measures, adds a version; promotes it if asked to and if it is better.
 
         Args:
-            request: `max_epochs`, `val_split`, `learning_rate`, `seed`, `device`, `promote_if_better`.
+            request: see `Options`; what else it holds is ignored.
             datastore: the store; labels with the tag `final` count, none that the model made.
 
         Returns:
@@ -119,7 +129,7 @@ class TISSNetTrainTask(TrainTask):
         finally:
             lock.release()
 
-    def _train(self, own: Path, options: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def _train(self, own: Path, options: Options, datastore: Datastore) -> dict[str, Any]:
         bundle = self.bundle
         bundle.refresh()
         parent = {"version": versions.served_number(own.parent, bundle.name), "sha256": bundle.sha256}
@@ -127,7 +137,7 @@ class TISSNetTrainTask(TrainTask):
         cases, left_out = collect(datastore, bundle)
         for name, reason in left_out.items():
             logger.warning("left out: %s: %s", name, reason)
-        sections = split(cases, own / SPLIT, share=options["val_split"])
+        sections = split(cases, own / SPLIT, share=options.val_split)
         run = own / RUNS / datetime.now(UTC).strftime("%Y%m%dT%H%M%S_%fZ")
         run.mkdir(parents=True)
         try:
@@ -140,14 +150,14 @@ class TISSNetTrainTask(TrainTask):
             logger.info("training on %d case(s), %d with %s", counts[0], with_target, bundle.target_modality)
             logger.info("validating on %d case(s); %d left out", counts[1], len(left_out))
             before = _measure(
-                self._fixed(start), sections["validation"], entries["validation"], options["device"], "served"
+                self._fixed(start), sections["validation"], entries["validation"], options.device, "served"
             )
-            environment = {"CUDA_VISIBLE_DEVICES": ""} if options["device"] == "cpu" else {}
+            environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
             localizer = _localizer_of(start, bundle.sha256)
             candidate = self._candidate(run, localizer)
-            after = _measure(candidate, sections["validation"], entries["validation"], options["device"], "new")
-            record = {
+            after = _measure(candidate, sections["validation"], entries["validation"], options.device, "new")
+            record: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "parent": parent,
                 "bundle_version": bundle.released_version,
@@ -161,9 +171,9 @@ class TISSNetTrainTask(TrainTask):
                 "left_out": left_out,
                 "dice_before": float(np.mean([*before.values()])),
                 "dice_after": float(np.mean([*after.values()])),
-                "epochs": options["max_epochs"],
-                "learning_rate": options["learning_rate"],
-                "seed": options["seed"],
+                "epochs": options.max_epochs,
+                "learning_rate": options.learning_rate,
+                "seed": options.seed,
                 "command": command,
                 "run": run.name,
             }
@@ -175,8 +185,8 @@ class TISSNetTrainTask(TrainTask):
             promoted["note"] += f" Measured on {counts[1]} case(s): the difference may be chance."
         return _summary(record) | {"left_out": left_out} | promoted
 
-    def _promoted(self, folder: Path, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        if not options["promote_if_better"]:
+    def _promoted(self, folder: Path, number: int, options: Options) -> dict[str, Any]:
+        if not options.promote_if_better:
             return {"promoted": False, "note": "The server goes on with what it serves: promote this version by hand."}
         try:
             versions.promote(folder, self.bundle.name, number, released=self.bundle.released_weights)
@@ -185,7 +195,7 @@ class TISSNetTrainTask(TrainTask):
             return {"promoted": False, "note": str(error)}
         return {"promoted": True, "note": "Served from the next request on."}
 
-    def _command(self, run: Path, start: Path, options: Mapping[str, Any]) -> list[str]:
+    def _command(self, run: Path, start: Path, options: Options) -> list[str]:
         bundle = self.bundle
         overrides = [str(Path(file).resolve()) for file in bundle.config_files[1:]]
         files = [str(bundle.folder / "configs/train.json"), str(bundle.folder / FINE_TUNE), *overrides]
@@ -195,9 +205,9 @@ class TISSNetTrainTask(TrainTask):
             "run_dir": run / "training",
             "ckpt_dir": run / "checkpoints",
             "start_from": start,
-            "epochs": options["max_epochs"],
-            "learning_rate": options["learning_rate"],
-            "seed": options["seed"],
+            "epochs": options.max_epochs,
+            "learning_rate": options.learning_rate,
+            "seed": options.seed,
         }
         perceptor = bundle.released_weights.parent / "perceptor" / "perceptor.pt"
         if perceptor.is_file():
@@ -205,8 +215,8 @@ class TISSNetTrainTask(TrainTask):
         else:
             logger.warning("no perceptor at %s: trained without the perceptibility loss", perceptor)
             given["weights#perceptibility"] = 0
-        if options["device"].startswith("cuda:"):
-            given["device"] = f"$torch.device('{options['device']}')"
+        if options.device.startswith("cuda:"):
+            given["device"] = f"$torch.device('{options.device}')"
         pairs = [part for key, value in given.items() for part in (f"--{key}", str(value))]
         return [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(files), *pairs]
 
@@ -228,27 +238,11 @@ class TISSNetTrainTask(TrainTask):
         )
 
 
-def _options(request: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, (low, high) in LIMITS.items():
-        value = request.get(key, DEFAULTS[key])
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        whole = isinstance(DEFAULTS[key], int)
-        if not low <= number <= high or (whole and number != int(number)):
-            kind = "a whole number" if whole else "a number"
-            raise InputError(f"{key} is {value!r}: expected {kind} from {low:g} to {high:g}.")
-        found[key] = int(number) if whole else number
-    promote = request.get("promote_if_better", False)
-    if promote not in (True, False, "true", "false"):
-        raise InputError(f"promote_if_better is {promote!r}: expected true or false.")
-    device = request.get("device")
-    device = str(name_to_device(device[0] if isinstance(device, list) else device))
-    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
-        raise InputError(f"device is {device!r}: expected cpu or cuda.")
-    return found | {"promote_if_better": promote in (True, "true"), "device": device}
+def _options(request: Mapping[str, Any]) -> Options:
+    try:
+        return Options.model_validate({"device": None, **request})
+    except ValidationError as error:
+        raise InputError(sentence_of(error, shown=True)) from error
 
 
 def _measure(

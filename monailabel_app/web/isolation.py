@@ -1,33 +1,19 @@
-"""Which names and files a request may carry: everything stays inside the store, and nothing else is read.
-
-Each check raises `InputError` with a sentence. Options go to `options.py`, HTTP to `server.py`, images' content to
-`checks.py`.
-"""
+"""Which names and files a request may carry: everything stays inside the store, and nothing else is read."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
-import numpy as np
-import SimpleITK as sitk
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 
 from monailabel_app.errors import InputError, NotFound
+from monailabel_app.images import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
-LABEL_SUFFIXES = (".seg.nrrd", *IMAGE_SUFFIXES)
-RAW_SUFFIX = ".bin"  # what OHIF submits: one byte per voxel of the scan
 LONGEST_NAME = 200
-MOST_COMPONENTS = 16
-MOST_SEGMENTS = 255
 LONGEST_HEADER = 1024**2  # of a .nrrd file
 
 
@@ -159,47 +145,3 @@ def check_self_contained(path: Path) -> None:
         raise InputError("The file cannot be read as an image: the file is damaged or of another format.")
     if re.search(rb"^\s*data\s*file\s*:", header[0].replace(b"\r", b"\n"), re.IGNORECASE | re.MULTILINE):
         raise InputError("The file holds no voxels but names another file: save the image in one file.")
-
-
-def check_label_file(label: Path, suffix: str, image: Path) -> None:
-    """A submitted label lies on its scan's grid, can be read to its end and holds whole numbers.
-
-    Raises:
-        InputError: it does not, or cannot.
-    """
-    size = _header(image)[0]
-    if suffix == RAW_SUFFIX:
-        found, expected = label.stat().st_size, math.prod(size)
-        if found != expected:
-            raise InputError(f"The label has {found} bytes and the scan {expected} voxels: expected the same number.")
-        return
-    try:
-        found_size, components, read = _header(label)
-    except Exception as error:  # readers raise many classes for broken files
-        raise InputError("The label cannot be read: the file is damaged or of another format.") from error
-    if found_size != size or components > MOST_COMPONENTS:
-        sizes = [" x ".join(map(str, numbers)) for numbers in (found_size, size)]
-        raise InputError(f"The label has {sizes[0]} voxels and the scan {sizes[1]}: draw it on that scan.")
-    try:
-        voxels = np.asanyarray(read())
-    except Exception as error:
-        raise InputError("The label cannot be read to its end: the file is damaged; send it again.") from error
-    if voxels.dtype.kind not in "buif":
-        raise InputError("The label holds colors or complex numbers: expected one whole number for each voxel.")
-    low, high = voxels.min(), voxels.max()  # NaN if any is
-    if not 0 <= low <= high <= MOST_SEGMENTS or (voxels.dtype.kind == "f" and (voxels % 1).any()):
-        raise InputError(
-            f"The label holds numbers from {low:g} to {high:g}: expected 0 and the numbers of segments up to "
-            f"{MOST_SEGMENTS}; a scan is no label."
-        )
-
-
-def _header(path: Path) -> tuple[tuple[int, ...], int, Callable[[], Any]]:
-    """Size, numbers per voxel, and what reads the voxels: nibabel's for NIfTI, for ITK fills a short one with zeros."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        image: Any = nib.load(path)
-        return image.shape, 1, lambda: np.asanyarray(image.dataobj)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader.GetSize(), reader.GetNumberOfComponents(), lambda: sitk.GetArrayFromImage(reader.Execute())

@@ -1,33 +1,31 @@
-"""What stands before the routes: how much and from where requests may come, and how many inferences wait.
-
-Which names and options a request may carry goes to `confine.py` and `options.py`, what it then does to `server.py` and
-its routes.
-"""
+"""What stands before the routes: how much and from where requests may come, and how many inferences wait."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
+from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from monailabel_app.errors import Busy
+from monailabel_app.errors import Busy, sentence_of
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+ENVIRONMENT = "TISSNET_APP_"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 UPLOADS = re.compile(r"(/datastore(/|/image|/label)?|/session/?|/infer/[^/]+|/proxy/dicom/.+)")
 INFO = re.compile(r"/info/?")
@@ -50,8 +48,12 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
+def _names(value: Any) -> Any:
+    """The names in a text with commas, in small letters."""
+    return [name for part in value.split(",") if (name := part.strip().lower())] if isinstance(value, str) else value
+
+
+class Limits(BaseSettings):
     """The numbers of a server; each has an environment variable `TISSNET_APP_` + its name in capitals.
 
     Attributes:
@@ -67,14 +69,16 @@ class Limits:
         allow_delete: whether clients may remove images and labels.
     """
 
-    running: int = 1
-    waiting: int = 8
-    requests: int = 64
-    upload_bytes: int = 2 * 1024**3
-    json_bytes: int = 1024**2
-    idle_seconds: float = 60.0
-    sessions: int = 64
-    hosts: tuple[str, ...] = ()
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT, env_ignore_empty=True, frozen=True)
+
+    running: PositiveInt = 1
+    waiting: NonNegativeInt = 8
+    requests: PositiveInt = 64
+    upload_bytes: PositiveInt = 2 * 1024**3
+    json_bytes: PositiveInt = 1024**2
+    idle_seconds: PositiveFloat = 60.0
+    sessions: PositiveInt = 64
+    hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
     allow_delete: bool = False
 
     @classmethod
@@ -82,26 +86,14 @@ class Limits:
         """The limits with what the environment changes.
 
         Raises:
-            ValueError: a variable that is not a number above zero.
+            ValueError: a variable that is not what is expected, in a sentence.
         """
-        values: dict[str, Any] = {}
-        for name, default in ((name, getattr(cls, name)) for name in cls.__dataclass_fields__):
-            key = f"TISSNET_APP_{name.upper()}"
-            text = os.environ.get(key, "").strip()
-            if not text:
-                continue
-            if name == "hosts":
-                values[name] = tuple(host.strip().lower() for host in text.split(",") if host.strip())
-            elif name == "allow_delete":
-                values[name] = text.lower() in ("1", "true", "yes")
-            else:
-                try:
-                    values[name] = type(default)(text)
-                except ValueError:
-                    values[name] = -1
-                if values[name] < 0 or (values[name] == 0 and name != "waiting"):
-                    raise ValueError(f"{key} is {text!r}: expected a number above zero.")
-        return cls(**values)
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ValueError(
+                sentence_of(error, name=lambda name: f"{ENVIRONMENT}{name.upper()}", shown=True)
+            ) from error
 
 
 @dataclass

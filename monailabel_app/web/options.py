@@ -1,29 +1,40 @@
-"""Which options a request may carry: JSON in, values of the kinds that the app knows out, all else refused.
-
-Each check raises `InputError` with a sentence. Names and files go to `confine.py`, HTTP to `routes_tasks.py`.
-"""
+"""Which options a request may carry: JSON in, values of the kinds that the app knows out, all else refused."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from monailabel.interfaces.datastore import DefaultLabelTag
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
-from monailabel_app.errors import InputError
+from monailabel_app.errors import InputError, sentence_of
+from monailabel_app.tasks.infer import DTYPES, EXTENSIONS, Switch
 from monailabel_app.web.isolation import check_name
 
 LONGEST_TEXT = 200
 LONGEST_LIST = 256
 DEEPEST_INFO = 8
 MOST_INFO_BYTES = 16 * 1024
+MOST_COUNT = 100_000
 RESERVED_INFO = ("name", "ts", "path", "checksum", "strategy", "user", "id", "reason", "label_id")
 DROPPED = ("logging", "client_id", "label_prompt", "model", "description")
 CLIENTS_CLUTTER = ("", None)
-MOST_COUNT = 100_000
 
 
 class Malformed(InputError):
@@ -53,6 +64,170 @@ def json_object(text: str | bytes | None) -> dict[str, Any]:
     return value
 
 
+# Kinds of values
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
+def _first_of_one(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _no_path(text: str) -> str:
+    if not text.isprintable() or "/" in text or "\\" in text or ".." in text:
+        raise PydanticCustomError("path", "Input should be a short text: files of the server cannot be named")
+    return text
+
+
+def _device(value: Any) -> str:
+    found = value[0] if isinstance(value, list) and value else value
+    if isinstance(found, str) and re.fullmatch(r"cpu|cuda(:\d{1,2})?", found):
+        return found
+    raise InputError("The device is not known: expected cpu, cuda or cuda:0.")
+
+
+def _gpus(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"all|\d{1,2}(,\d{1,2}){0,15}", value):
+        return value
+    raise InputError("The GPUs are not known: expected all, or numbers such as 0,1.")
+
+
+def _tag(value: Any) -> str:
+    return check_name("tag", value)
+
+
+def _tag_of_a_model(value: Any) -> str:
+    tag = check_name("tag", value, new=True)
+    if tag == DefaultLabelTag.FINAL.value:
+        raise InputError("The tag final is kept for labels that a person submits: expected another one.")
+    return tag
+
+
+Number = Annotated[
+    float,
+    BeforeValidator(_no_switch),
+    Field(allow_inf_nan=False),
+    AfterValidator(lambda found: int(found) if found.is_integer() else found),
+]
+Count = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=MOST_COUNT)]
+ShortText = Annotated[str, Field(max_length=LONGEST_TEXT)]
+Text = Annotated[ShortText, BeforeValidator(_first_of_one), AfterValidator(_no_path)]
+Texts = Annotated[list[Text], Field(max_length=LONGEST_LIST)]
+Device = Annotated[str, PlainValidator(_device)]
+GPUs = Annotated[str, PlainValidator(_gpus)]
+Tag = Annotated[str, PlainValidator(_tag)]
+ModelTag = Annotated[str, PlainValidator(_tag_of_a_model)]
+
+
+class Segment(TypedDict, total=False):
+    """What Slicer and OHIF say of a segment."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    name: ShortText
+    description: ShortText
+    model_name: ShortText
+    color: Annotated[list[Number], Field(min_length=3, max_length=4)] | None
+    segmentAttribute: dict[str, Any]
+
+
+Segments = Annotated[list[Segment], Field(max_length=LONGEST_LIST)] | None
+
+RESULT: dict[str, Any] = {
+    "result_extension": Literal[EXTENSIONS],
+    "result_dtype": Literal[DTYPES],
+    "result_compress": Switch,
+    "restore_label_idx": Switch,
+    "label_info": Segments,
+    "label_tag": ModelTag,
+    "save_label": Switch,
+    "device": Device,
+}
+TRAINING: dict[str, Any] = {"device": Device, "multi_gpu": Switch, "gpus": GPUs}
+BATCH = (
+    RESULT
+    | TRAINING
+    | {
+        "images": Literal["all", "labeled", "unlabeled"],
+        "skip_finished": Switch,
+        "skip_answered": Switch,
+        "max_workers": Count,
+        "max_batch_size": Count,
+    }
+)
+SCORING = TRAINING | {"y": Tag, "y_pred": Tag}
+SAMPLING: dict[str, Any] = {"label_tag": Tag, "labels": Texts}
+
+
+def clean_options(sent: Mapping[str, Any], config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a request that a model, trainer, strategy or scoring knows.
+
+    Clients send a config back whole, so a list of choices stands for its first one.
+
+    Args:
+        sent: what the client sent.
+        config: the options that `/info` shows, with their defaults or lists of choices.
+        kinds: further options, each with the kind of its value.
+
+    Raises:
+        InputError: an option that is not known, or a value that is not of its kind.
+    """
+    known = {**kinds, **{key: _kind_of(key, default) for key, default in config.items()}}
+    kept = {key: value for key, value in sent.items() if key not in DROPPED}
+    for key in kept:
+        if key not in known:
+            name = key if key.isidentifier() and len(key) <= LONGEST_TEXT else "that name"
+            raise InputError(f"There is no option {name}: expected {', '.join(sorted(known)) or 'none'}.")
+    return checked(kept, known)
+
+
+def checked(sent: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as those of their kinds.
+
+    Raises:
+        InputError: one is not of its kind.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(TypedDict("Options", dict(kinds), total=False))  # type: ignore[operator]
+    try:
+        return adapter.validate_python(sent)
+    except ValidationError as error:
+        raise InputError(sentence_of(error, name="The option {}".format)) from error
+
+
+def _kind_of(key: str, default: Any) -> Any:
+    """The kind of a config's value: one of its choices, a number, a switch, a short text."""
+    if isinstance(default, (list, tuple)):
+        return Annotated[Any, PlainValidator(partial(_choice, key, default))]
+    if isinstance(default, bool):
+        return Switch
+    if isinstance(default, (int, float)):
+        return Number
+
+    def as_it_was(value: Any, check: Callable[[Any], Any]) -> Any:
+        return value if value == default or value in CLIENTS_CLUTTER else check(value)
+
+    kind: Any = GPUs if key == "gpus" else Text
+    return Annotated[kind, WrapValidator(as_it_was)]
+
+
+def _choice(key: str, choices: Sequence[Any], value: Any) -> Any:
+    if isinstance(value, list):
+        value = next(iter(value or choices), None)
+    for choice in choices:
+        if str(choice) == str(value):
+            return choice
+    if key == "device":
+        return _device(value)
+    raise InputError(f"The option {key} is not one of {', '.join(map(str, choices)) or 'its choices'}.")
+
+
+# What is kept beside an image or label
+
+
 def clean_info(sent: Mapping[str, Any]) -> dict[str, Any]:
     """What a client wants kept beside an image or label: anything small, but nothing the store itself writes.
 
@@ -61,9 +236,7 @@ def clean_info(sent: Mapping[str, Any]) -> dict[str, Any]:
     """
     if reserved := sorted(set(sent) & set(RESERVED_INFO)):
         raise InputError(f"The information {', '.join(reserved)} is the server's own and cannot be changed.")
-    info = dict(sent)
-    if "label_info" in info:
-        info["label_info"] = _label_info("label_info", info["label_info"])
+    info = {**sent, **checked({k: v for k, v in sent.items() if k == "label_info"}, {"label_info": Segments})}
     check_info(info)
     return info
 
@@ -89,186 +262,3 @@ def _within(value: Any, levels: int) -> bool:
         return True
     parts = value.values() if isinstance(value, Mapping) else value
     return levels > 0 and all(_within(part, levels - 1) for part in parts)
-
-
-def clean_options(
-    sent: Mapping[str, Any], config: Mapping[str, Any], checks: Mapping[str, Callable[[str, Any], Any]]
-) -> dict[str, Any]:
-    """The options of a request that a model, trainer, strategy or scoring knows.
-
-    Clients send a config back whole, so a list of choices stands for its first one.
-
-    Args:
-        sent: what the client sent.
-        config: the options that `/info` shows, with their defaults or lists of choices.
-        checks: further options, each with what checks its value.
-
-    Raises:
-        InputError: an option that is not known, or a value that is not of its kind.
-    """
-    clean = {}
-    for key, value in sent.items():
-        if key in DROPPED:
-            continue
-        if key in config:
-            clean[key] = _like(key, value, config[key])
-        elif key in checks:
-            clean[key] = checks[key](key, value)
-        else:
-            name = key if key.isidentifier() and len(key) <= LONGEST_TEXT else "that name"
-            raise InputError(f"There is no option {name}: expected {', '.join(sorted({*config, *checks})) or 'none'}.")
-    return clean
-
-
-def _like(key: str, value: Any, default: Any) -> Any:
-    """A value of the same kind as the config's: one of its choices, a number, a switch, a short text."""
-    if isinstance(default, (list, tuple)):
-        if isinstance(value, list):
-            value = value[0] if value else (default[0] if default else None)
-        for choice in default:
-            if str(choice) == str(value):
-                return choice
-        if key == "device":
-            return device(key, value)
-        raise InputError(f"The option {key} is not one of {', '.join(map(str, default)) or 'its choices'}.")
-    if isinstance(default, bool):
-        return switch(key, value)
-    if isinstance(default, (int, float)):
-        return number(key, value)
-    if value == default or value in CLIENTS_CLUTTER:
-        return value
-    if key == "gpus":
-        return gpus(key, value)
-    return short_text(key, value)
-
-
-def switch(key: str, value: Any) -> bool:
-    """True or false, as JSON or as the text a form sends."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise InputError(f"The option {key} is neither true nor false.")
-
-
-def number(key: str, value: Any) -> float:
-    """A finite number, as JSON or as text."""
-    try:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError
-        found = value if isinstance(value, int) else float(value)
-        if not math.isfinite(found):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise InputError(f"The option {key} is not a number.") from None
-    return int(found) if found == int(found) and not isinstance(value, float) else found
-
-
-def count(key: str, value: Any) -> int:
-    """A whole number that is not negative."""
-    found = number(key, value)
-    if found != int(found) or not 0 <= found <= MOST_COUNT:
-        raise InputError(f"The option {key} is not a whole number from 0 to {MOST_COUNT}.")
-    return int(found)
-
-
-def short_text(key: str, value: Any) -> str:
-    """A short text that is no path and no address."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not value.isprintable():
-        raise InputError(f"The option {key} is not a short text.")
-    if "/" in value or "\\" in value or ".." in value:
-        raise InputError(f"The option {key} looks like a path: files of the server cannot be named.")
-    return value
-
-
-def names(key: str, value: Any) -> list[str]:
-    """A list of short texts."""
-    if not isinstance(value, list) or len(value) > LONGEST_LIST:
-        raise InputError(f"The option {key} is not a list of names.")
-    return [short_text(key, entry) for entry in value]
-
-
-def device(key: str, value: Any) -> str:
-    """`cpu`, `cuda` or `cuda:1`."""
-    found = value[0] if isinstance(value, list) and value else value
-    if isinstance(found, str) and re.fullmatch(r"cpu|cuda(:\d{1,2})?", found):
-        return found
-    raise InputError("The device is not known: expected cpu, cuda or cuda:0.")
-
-
-def gpus(key: str, value: Any) -> str:
-    """`all`, or numbers of GPUs with commas between them."""
-    if isinstance(value, str) and re.fullmatch(r"all|\d{1,2}(,\d{1,2}){0,15}", value):
-        return value
-    raise InputError("The GPUs are not known: expected all, or numbers such as 0,1.")
-
-
-def model_tag(key: str, value: Any) -> str:
-    """The tag under which a model's mask is kept: never that of the labels people submit."""
-    tag = check_name("tag", value, new=True)
-    if tag == DefaultLabelTag.FINAL.value:
-        raise InputError("The tag final is kept for labels that a person submits: expected another one.")
-    return tag
-
-
-def any_tag(key: str, value: Any) -> str:
-    """A tag of the store."""
-    return check_name("tag", value)
-
-
-def one_of(*choices: str) -> Callable[[str, Any], str]:
-    """A check that a value is one of a few."""
-
-    def check(key: str, value: Any) -> str:
-        if value not in choices:
-            raise InputError(f"The option {key} is not one of {', '.join(choices)}.")
-        return str(value)
-
-    return check
-
-
-def _label_info(key: str, value: Any) -> list[dict[str, Any]] | None:
-    """What Slicer and OHIF say of the segments: a list of small objects."""
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) > LONGEST_LIST or not all(isinstance(entry, dict) for entry in value):
-        raise InputError(f"The option {key} is not a list of segments, each with its name.")
-    for entry in value:
-        color = entry.get("color")
-        if color is not None:
-            if not isinstance(color, (list, tuple)) or len(color) not in (3, 4):
-                raise InputError("A segment's color is not three numbers.")
-            for part in color:
-                number("color", part)
-        for part in ("name", "description", "model_name"):
-            if part in entry and not (isinstance(entry[part], str) and len(entry[part]) <= LONGEST_TEXT):
-                raise InputError(f"A segment's {part} is not a short text.")
-        if "segmentAttribute" in entry and not isinstance(entry["segmentAttribute"], dict):
-            raise InputError("A segment's segmentAttribute is not an object.")
-    return value
-
-
-RESULT = {
-    "result_extension": one_of(".nrrd", ".nii.gz", ".nii"),
-    "result_dtype": one_of("uint8", "uint16"),
-    "result_compress": switch,
-    "restore_label_idx": switch,
-    "label_info": _label_info,
-    "label_tag": model_tag,
-    "save_label": switch,
-    "device": device,
-}
-BATCH = RESULT | {
-    "images": one_of("all", "labeled", "unlabeled"),
-    "skip_finished": switch,
-    "skip_answered": switch,
-    "max_workers": count,
-    "max_batch_size": count,
-    "multi_gpu": switch,
-    "gpus": gpus,
-}
-TRAINING = {"device": device, "multi_gpu": switch, "gpus": gpus}
-SCORING = {"device": device, "y": any_tag, "y_pred": any_tag, "multi_gpu": switch, "gpus": gpus}
-SAMPLING = {"label_tag": any_tag, "labels": names}

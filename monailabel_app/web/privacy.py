@@ -1,7 +1,4 @@
-"""Keeps patients out of the logs: MONAI Label's loggers write image names, paths and whole requests at INFO.
-
-What is worth a line in the log is decided where it is logged; this only takes names out.
-"""
+"""Keeps patients out of the logs: MONAI Label's loggers write image names, paths and whole requests at INFO."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 
-from monailabel_app.store.cases_files import case_of
+from monailabel_app.store.cases import case_of
 
 # Their INFO lines are requests, ids and paths; their warnings are kept, with the names masked.
 CHATTY = ("monailabel.", "dicomweb_client", "highdicom", "timeloop", "urllib3")

@@ -1,7 +1,4 @@
-"""The viewer's way to the DICOM archive: MONAI Label's /proxy/dicom, for a store that is an archive and nothing else.
-
-Which series are offered to models goes to the store, the viewer's own files to `server.py`.
-"""
+"""The viewer's way to the DICOM archive: MONAI Label's /proxy/dicom, where the store is an archive."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Images, labels and sessions: MONAI Label's /datastore and /session with every name and file checked.
 
-Most handlers are plain functions, which FastAPI runs in threads. Inference and background tasks go to
-`routes_tasks.py`.
+Most handlers are plain functions, which FastAPI runs in threads.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from monailabel.utils.others.generic import file_checksum, get_mime_type, remove
 from monailabel.utils.sessions import Sessions
 
 from monailabel_app.errors import Busy, InputError, NotFound
+from monailabel_app.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, RAW_SUFFIX, check_header, check_label_file
 from monailabel_app.web import isolation
 from monailabel_app.web.isolation import Forbidden
 from monailabel_app.web.options import check_info, clean_info, json_object
@@ -113,9 +113,7 @@ def received(upload: UploadFile, suffix: str, *folders: str | Path) -> Iterator[
 
 
 def check_scan(path: Path) -> None:
-    """Refuses what is no scan by its header; imported late, for it brings all of ITK."""
-    from monailabel_app.images import check_header
-
+    """Refuses what is no scan by its header."""
     check_header(path, "The uploaded file")
 
 
@@ -152,7 +150,7 @@ def add_image(
     store = datastore()
     if isinstance(store, DICOMWebDatastore):
         raise InputError("This server takes its images from an archive: send the scan there.")
-    suffix = isolation.suffix_of(file.filename, isolation.IMAGE_SUFFIXES)
+    suffix = isolation.suffix_of(file.filename, IMAGE_SUFFIXES)
     image_id = isolation.new_image_id(store, image or isolation.stem_of(str(file.filename), suffix))
     info = clean_info(json_object(params))
     with received(file, suffix, _folder(store)) as path:
@@ -226,9 +224,9 @@ def save_label(
     tag = isolation.check_name("tag", tag or DefaultLabelTag.FINAL.value, new=True)
     info = clean_info(json_object(params))
     archive = isinstance(store, DICOMWebDatastore)
-    suffix = isolation.suffix_of(label.filename, (*isolation.LABEL_SUFFIXES, *[isolation.RAW_SUFFIX] * archive))
+    suffix = isolation.suffix_of(label.filename, (*LABEL_SUFFIXES, *[RAW_SUFFIX] * archive))
     with received(label, suffix, _folder(store)) as path:
-        isolation.check_label_file(path, suffix, Path(image_path(store, known)))
+        check_label_file(path, Path(image_path(store, known)))
         label_id = store.save_label(known, str(path), tag, info)
     return (instance.on_save_label(known, label_id) or {}) | {"image": known, "label": label_id}
 
@@ -325,7 +323,7 @@ def create_session(
     if len(files) != 1:
         raise InputError(f"{len(files)} files were sent: expected one, a scan as .nii.gz or .nrrd.")
     store = sessions()
-    suffix = isolation.suffix_of(files[0].filename, isolation.IMAGE_SUFFIXES)
+    suffix = isolation.suffix_of(files[0].filename, IMAGE_SUFFIXES)
     folder = Path(store.store_path)
     if folder.is_dir() and sum(1 for _ in folder.iterdir()) >= request.app.state.limits.sessions:
         raise Busy("The server keeps too many uploaded scans: try again later.")

@@ -1,7 +1,6 @@
 """Inference, batches, training, scoring and the next sample: MONAI Label's addresses, none of which blocks the others.
 
-Inference waits in a bounded queue; what runs in the background are MONAI Label's own processes. Images, labels and
-sessions go to `routes_store.py`.
+Inference waits in a bounded queue; what runs in the background are MONAI Label's own processes.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from requests_toolbelt import MultipartEncoder
 from starlette.concurrency import run_in_threadpool
 
 from monailabel_app.errors import Busy, InputError, NotFound
+from monailabel_app.images import IMAGE_SUFFIXES
 from monailabel_app.web import isolation
 from monailabel_app.web.options import (
     BATCH,
@@ -37,9 +37,10 @@ from monailabel_app.web.options import (
     SAMPLING,
     SCORING,
     TRAINING,
+    Text,
+    checked,
     clean_options,
     json_object,
-    short_text,
 )
 from monailabel_app.web.routes_store import check_scan, datastore, received, session_image
 
@@ -126,7 +127,7 @@ def _asked(
             raise InputError("A DICOM segmentation can be made only of a series of a DICOM archive.")
         asked["result_extension"] = ".nii.gz"
     if file is not None:
-        suffix = isolation.suffix_of(file.filename, isolation.IMAGE_SUFFIXES)
+        suffix = isolation.suffix_of(file.filename, IMAGE_SUFFIXES)
         path = stack.enter_context(received(file, suffix))
         check_scan(path)
         asked |= {"upload": str(path), "save_label": False}
@@ -168,7 +169,7 @@ def _dicom_seg(image: str, mask: Path, label_info: Any, model: str, params: Mapp
     from monailabel_app.store.dicom_seg import dicom_seg  # brings highdicom, which only this needs
 
     uri = datastore().get_image_uri(image)
-    series = next((uri[: -len(end)] for end in isolation.IMAGE_SUFFIXES if uri.endswith(end)), uri)
+    series = next((uri[: -len(end)] for end in IMAGE_SUFFIXES if uri.endswith(end)), uri)
     version, demonstration = str(params.get("model_version") or ""), bool(params.get("demonstration"))
     written = Path(dicom_seg(series, str(mask), label_info, model, version=version, demonstration=demonstration))
     try:
@@ -198,7 +199,7 @@ async def _run(request: Request, start: Callable[[], Any], run_sync: bool) -> An
     return await (request.app.state.synchronous.run(start) if run_sync else run_in_threadpool(start))
 
 
-def _of_each(kind: str, body: Mapping[str, Any], checks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _of_each(kind: str, body: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of every task of a kind, which the body has under its name.
 
     Raises:
@@ -213,7 +214,7 @@ def _of_each(kind: str, body: Mapping[str, Any], checks: Mapping[str, Any]) -> d
         options = body.get(name) or {}
         if not isinstance(options, dict):
             raise InputError(f"The options of {name} are not an object of names and values.")
-        asked[name] = clean_options(options, config_of(task), checks)
+        asked[name] = clean_options(options, config_of(task), kinds)
     return asked
 
 
@@ -333,5 +334,5 @@ async def next_sample(request: Request, strategy: str, body: Body) -> Any:
     """The image that is worth labeling next."""
     options = clean_options(body, config_of(task_of("strategy", strategy)), SAMPLING)
     if body.get("client_id") is not None:
-        options["client_id"] = short_text("client_id", body["client_id"])
+        options |= checked({"client_id": body["client_id"]}, {"client_id": Text})
     return await request.app.state.samples.run(partial(activelearning.sample, strategy, options, "clinician"))

@@ -4,9 +4,7 @@
         --uvicorn_app monailabel_app.web.server:app
 
 Nothing of MONAI Label's own `monailabel.app` is used: its handlers run inferences in the event loop, read any path and
-answer 500 to bad input. Its app class, store, sessions and background tasks are. What each address does is in
-`routes_store.py`, `routes_tasks.py` and `proxy.py`; bounds are in `limits.py`, names in `confine.py`, options in
-`options.py`.
+answer 500 to bad input. Its app class, store, sessions and background tasks are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole app through MONAI Label's own client, the one that 3D Slicer uses, against a server of its own process.
 
 One test per thing that a clinician does, in that order, on one server and one store of small phantoms. What the server
-refuses is in test_app_server.py.
+refuses is in web/test_server.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Our bundle in MONAI Label's own sample apps: what works there without our app, and what cannot.
 
 Both apps look for models on the internet unless told not to; on a CPU-only torch they need torchvision's operators
-declared. Slow: two servers that import everything. Our app is in test_app_client.py.
+declared. Slow: two servers that import everything. Our app is in test_client.py.
 """
 
 from __future__ import annotations

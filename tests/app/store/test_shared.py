@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -20,16 +21,22 @@ import sys
 from monailabel.datastore.local import LocalDatastore
 from monailabel_app.store.shared import share
 
-folder, tag, label, images, rounds = sys.argv[1:]
+{write}
+folder, label, images, rounds = sys.argv[1:]
 store = LocalDatastore(folder, extensions=("*.nii.gz",))
 share(store)
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(int(rounds)):
-    for image in range(int(images)):
-        store.save_label(f"scan{image}", label, f"{tag}{_}", {"said": [tag, _, image]})
-        store.update_label_info(f"scan{image}", f"{tag}{_}", {"more": True})
+write(store, "batch", label, int(images), int(rounds))
 """
+
+
+def write(store, tag, label, images, rounds):
+    """Also the code of the other process."""
+    for index in range(rounds):
+        for image in range(images):
+            store.save_label(f"scan{image}", label, f"{tag}{index}", {"said": [tag, index, image]})
+            store.update_label_info(f"scan{image}", f"{tag}{index}", {"more": True})
 
 
 def make_store(folder: Path) -> LocalDatastore:
@@ -40,20 +47,20 @@ def make_store(folder: Path) -> LocalDatastore:
 
 
 def test_what_two_processes_write_at_once_is_all_kept(tmp_path: Path) -> None:
-    make_store(tmp_path / "studies")
-    label = tmp_path / "studies" / "scan0.nii.gz"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / "studies"), tag, str(label), str(IMAGES), str(ROUNDS)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for tag in ("clinician", "batch")
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.communicate("go\n", timeout=120)
-        assert process.returncode == 0
+    store = make_store(tmp_path / "studies")
+    share(store)
+    label = str(tmp_path / "studies" / "scan0.nii.gz")
+    script = SCRIPT.format(write=inspect.getsource(write))
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "studies"), label, str(IMAGES), str(ROUNDS)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdin is not None and other.stdout is not None and other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    write(store, "clinician", label, IMAGES, ROUNDS)
+    other.communicate(timeout=120)
+    assert other.returncode == 0
     found = LocalDatastore(str(tmp_path / "studies"), extensions=("*.nii.gz",))
     for tag in ("clinician", "batch"):
         for index in range(ROUNDS):

@@ -1,6 +1,6 @@
 """Tests of monailabel_app.bundle, infer and store: content on the scan's own grid, options, refusals, weights.
 
-With an inferer of known answer in place of the network; the real network and server are in test_app_client.py.
+With an inferer of known answer in place of the network; the real network and server are in test_client.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from monailabel_app import versions
-from monailabel_app.bundle import ServedBundle, _middle_mm
+from monailabel_app.bundle import DEMONSTRATION, ServedBundle, _middle_mm, load_models
 from monailabel_app.errors import InputError, NotFound
-from monailabel_app.main import TISSNetApp
-from monailabel_app.store.cases_files import case_of, siblings, source_files, start_image
-from monailabel_app.tasks.infer import DEMONSTRATION, TISSNetInferTask
+from monailabel_app.store.cases import case_of, siblings, source_files, start_image
+from monailabel_app.tasks.infer import TISSNetInferTask
 from scripts.networks.tissnet import TISSNet, name_outputs
 
 SHAPE, SPACING = (72, 66, 24), (0.9, 0.9, 2.5)
@@ -311,7 +310,7 @@ def test_damaged_released_weights_are_refused(bundle_root, tmp_path):
 
 def test_the_repositorys_glioma_model_is_as_its_metadata_say(bundle_root):
     """Grid, weights and label are those of the released glioma bundle, and they are no demonstration."""
-    served = TISSNetApp._load_models({"models": "tissnet_glioma"})["tissnet_glioma"]
+    served = load_models({"models": "tissnet_glioma"})["tissnet_glioma"]
     metadata = ConfigParser.load_config_file(str(bundle_root / "configs" / "metadata_glioma.yaml"))
     assert served.sha256 == metadata["weights_sha256"]["models/model.pt"]
     assert not served.demonstration
@@ -325,13 +324,37 @@ def test_damaged_glioma_weights_are_refused(bundle_root, tmp_path):
     (folder / "models" / "glioma").mkdir(parents=True)
     (folder / "models" / "glioma" / "model.pt").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="tissnet_glioma: .* the file is damaged"):
-        TISSNetApp._load_models({"models": "tissnet_glioma", "bundle": str(folder)})
+        load_models({"models": "tissnet_glioma", "bundle": str(folder)})
 
 
 def test_another_networks_weights_are_refused(bundle_root, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="does not hold the weights"):
         ServedBundle("other", bundle_root, weights=tmp_path / "other.pt")
+
+
+def test_bundles_of_one_code_are_served_together_and_of_another_not(bundle_root, tmp_path):
+    for name in ("same", "other"):
+        for part in ("configs", "scripts"):
+            shutil.copytree(bundle_root / part, tmp_path / name / part)
+        (tmp_path / name / "models").symlink_to(bundle_root / "models")
+    assert ServedBundle("same", tmp_path / "same").task == "vs"
+    (tmp_path / "other" / "scripts" / "transforms.py").write_text("")
+    with pytest.raises(ValueError, match="model other: the code of .* differs .* start a second server"):
+        ServedBundle("other", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"models": "unknown"}, "no model 'unknown'"),
+        ({"allow_demo_weights": "perhaps"}, "--conf allow_demo_weights is 'perhaps': expected a valid boolean"),
+        ({}, "They are not served unless"),
+    ],
+)
+def test_options_of_a_server_that_cannot_be_used(conf, message):
+    with pytest.raises(ValueError, match=message):
+        load_models(conf)
 
 
 def test_missing_weights_are_said(bundle_root, tmp_path):

@@ -22,6 +22,7 @@ from monailabel_app.tasks.strategies import SECONDS_HELD, Disagreement, FirstCom
 VS: Any = SimpleNamespace(name="tissnet_vs", source_modalities=("T2",), target_modality="ceT1")
 GLIOMA: Any = SimpleNamespace(name="tissnet_glioma", source_modalities=("T1", "ceT1", "T2"), target_modality="FLAIR")
 MODELS = {"tissnet_vs": VS}
+SOURCES = [VS.source_modalities]
 IMAGES = ("a_T2", "a_ceT1", "b_ceT1", "b_T2", "c_T2", "plain", "only_ceT1")
 STARTS = ["a_T2", "b_T2", "c_T2", "plain"]
 
@@ -69,18 +70,18 @@ def give(
 
 
 def test_a_case_is_listed_once_by_the_image_that_the_model_starts_from(store: LocalDatastore, tmp_path: Path) -> None:
-    cases = list_cases(store, MODELS)
+    cases = list_cases(store, SOURCES)
     assert [case.image for case in cases] == STARTS
     assert cases[0].images == ("a_T2", "a_ceT1") and cases[1].since == 1020  # of its ceT1
     submit(store, "b_ceT1", tmp_path)
-    assert [case.finished for case in list_cases(store, MODELS)] == [False, True, False, False]
+    assert [case.finished for case in list_cases(store, SOURCES)] == [False, True, False, False]
 
 
 def test_a_case_that_lacks_a_source_is_not_complete(tmp_path: Path) -> None:
     store = make_store(tmp_path / "studies", ("h_T2", "h_T1", "g_T1", "g_ceT1", "g_T2", "plain"))
-    found = {case.image: case.complete for case in list_cases(store, {"glioma": GLIOMA})}
+    found = {case.image: case.complete for case in list_cases(store, [GLIOMA.source_modalities])}
     assert found == {"g_T2": True, "h_T2": False}
-    both = {case.image: case.complete for case in list_cases(store, {"glioma": GLIOMA, "vs": VS})}
+    both = {case.image: case.complete for case in list_cases(store, [GLIOMA.source_modalities, VS.source_modalities])}
     assert both == {"g_T2": True, "h_T2": True, "plain": True}
     assert FirstCome({"glioma": GLIOMA})({}, store)["id"] == "g_T2"
 

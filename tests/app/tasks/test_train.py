@@ -1,6 +1,6 @@
 """Tests of train and of the masks it reads: cases, split, a real fine-tuning, and one that is killed.
 
-The bundle's own handling of cases without a target is tested with the bundle (test_methods.py, test_workflows.py).
+The bundle's own handling of cases without a target is tested with the bundle .
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from monailabel.transform.writer import write_itk
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import Busy, InputError
-from monailabel_app.masks import dice, read_mask, scores
+from monailabel_app.images import read_mask
 from monailabel_app.tasks import train
+from monailabel_app.tasks.scoring import dice, scores
 from monailabel_app.tasks.submitted import LabeledCase, collect, split
 from monailabel_app.tasks.train import TISSNetTrainTask
 from scripts.networks.tissnet import TISSNet
@@ -422,7 +423,7 @@ TISSNetTrainTask(served)({"max_epochs": 500}, store)
 """
 
 
-@pytest.mark.slow  # the same through a server: test_app_client.py
+@pytest.mark.slow  # the same through a server: test_client.py
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_ends_with_its_children_and_leaves_what_is_served(
     number: signal.Signals, bundle: ServedBundle, store: LocalDatastore, weights: Path, tmp_path: Path

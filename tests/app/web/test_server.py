@@ -1,7 +1,7 @@
 """Tests of monailabel_app's web application: a real server on a local port, a small app of known answers behind it.
 
 Hostile and broken requests, the bounded queue, MONAI Label's own client, the log, the start as a process, and nginx in
-front. What the real models answer goes to test_app.py.
+front.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from monailabel.interfaces.utils import app as app_cache
 from monailabel.utils.async_tasks import task as async_task
 from running import free_port
 
+from monailabel_app import images
 from monailabel_app.errors import Busy, InputError, NotFound
 from monailabel_app.web import isolation, privacy, proxy, routes_store
 from monailabel_app.web.limits import Limits
@@ -911,7 +912,7 @@ def test_label_larger_than_what_sitk_frees_at_once(tmp_path: Path) -> None:
     label[40] = 1
     sitk.WriteImage(sitk.GetImageFromArray(label), str(tmp_path / "label.nrrd"))
 
-    isolation.check_label_file(tmp_path / "label.nrrd", ".nrrd", tmp_path / "label.nrrd")
+    images.check_label_file(tmp_path / "label.nrrd", tmp_path / "label.nrrd")
 
 
 @pytest.mark.parametrize("name", ["case 1", "Ärztin_T2", "a.b", "(x) [y]", "1.2.840.113619.2.1", "50% dose"])
