@@ -6,6 +6,7 @@ Real BraTS cases are read only where TISSNET_DATA names a folder that contains `
 import csv
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import pytest
 from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
 from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
-from scripts.data.sources.jobs import Options
+from scripts.data.sources.table import Options
+from scripts.pictures import draw_case
 from scripts.prepare import main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -153,7 +155,7 @@ def test_unneeded_modalities_are_neither_required_nor_written(tmp_path):
     brats_case(tmp_path / "in", "x")
     (tmp_path / "in/x/x_flair.nii.gz").unlink()
     (tmp_path / "in/x/x_t1.nii.gz").write_text("damaged")
-    prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1", draw=draw_case)
     assert sorted(p.name for p in (tmp_path / "out/x").iterdir()) == [
         "x.json",
         "x_T2.nii.gz",
@@ -321,7 +323,19 @@ def test_phantoms(tmp_path, task):
     assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
     validate_datalist(tmp_path / "datalist.json")
     datalist = load_datalist(tmp_path / "datalist.json")
-    labels = [entry["label"] for entry in datalist["training"] + datalist["validation"]]
+    entries = datalist["training"] + datalist["validation"]
+    assert [entry["case"] for entry in entries] == [f"phantom_{task}_{index:04d}" for index in range(3)]
+    image = nib.load(entries[0]["target"])
+    assert image.get_data_dtype() == np.int16
+    record = json.loads((tmp_path / entries[1]["case"] / f"{entries[1]['case']}.json").read_text())["identity"]
+    assert record["options"] == {
+        "seed": 1,
+        "tumor": False,
+        "shape": list(image.shape),
+        "spacing": pytest.approx(image.header.get_zooms()),
+        "keep_empty": True,
+    }
+    labels = [entry["label"] for entry in entries]
     assert [bool(np.asarray(nib.load(label).dataobj).any()) for label in labels] == [True, False, True]
     assert excluded(tmp_path) == []
 

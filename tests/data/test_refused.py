@@ -26,7 +26,6 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
-from scripts.data import dataset as assemble
 from scripts.data.datalist import load_datalist
 from scripts.data.phantom.make import PhantomCase, make_phantom
 from scripts.prepare import main
@@ -766,13 +765,10 @@ def test_good_cases_are_not_refused(tmp_path):
 
 def test_every_check_has_a_case():
     """Names of checks, as the code has them; those of a datalist leave no case out, two have tests of their own."""
-    trees = [ast.parse(path.read_text()) for path in DATA.glob("*.py") if path.name != "datalist.py"]
-    trees.append(ast.parse(Path(assemble.__file__).read_text()))
-    names = set()
-    for call in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        place = {"VolumeError": 0, "Problem": 1}.get(getattr(call.func, "id", ""))
-        if place is not None and len(call.args) > place and isinstance(call.args[place], ast.Constant):
-            names.add(call.args[place].value)
+    trees = [ast.parse(path.read_text()) for path in DATA.rglob("*.py") if path.name != "datalist.py"]
+    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args)
+    checks = (call.args[0] for call in calls if getattr(call.func, "id", "") == "CaseError")
+    names = {check.value for check in checks if isinstance(check, ast.Constant)}
     names |= {"shape", "affine", "constant image", "non-finite image"}
     assert len(names) > 30
     assert names - {"unexpected error", "changed file"} <= {refused.check for refused in CASES}
@@ -873,7 +869,7 @@ def test_our_own_mistake_costs_one_case(tmp_path, monkeypatch):
 
     (tmp_path / "in").mkdir()
     t2_series(tmp_path / "in")
-    monkeypatch.setattr("scripts.data.sources.jobs.write_study", fail)
+    monkeypatch.setattr("scripts.data.sources.studies.write_study", fail)
     status, rows = prepared("dicom", tmp_path)
     assert status == 1
     assert [(row["check"], row["found"]) for row in rows] == [("unexpected error", "ZeroDivisionError: two lines")]

@@ -1,6 +1,6 @@
 """Whether the volumes of one case can belong together: is the mask in the head, do the heads agree, which one is T2.
 
-Arrays on one grid in, `VolumeError`s or numbers out. Headers and single voxels (NaN, constant images, label values)
+Arrays on one grid in, `CaseError`s or numbers out. Headers and single voxels (NaN, constant images, label values)
 are checked by `datalist.py`; moving a volume onto the grid of another is `alignment.py`. No files and no torch here.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 # Air, for `scripts.transforms` too.
 SKULL_STRIPPED_ZEROS = 0.1  # A volume with more than this fraction of exact zeros is taken as skull-stripped.
@@ -125,7 +125,7 @@ def _fill_slices(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask | ~outside[gaps]
 
 
-def mask_problems(mask: NDArray, *, head: NDArray[np.bool_], spacing: Sequence[float]) -> list[VolumeError]:
+def mask_problems(mask: NDArray, *, head: NDArray[np.bool_], spacing: Sequence[float]) -> list[CaseError]:
     """Whether a mask is empty, or lies outside the head.
 
     Whether an empty mask is legal is for the caller to say, who knows if a tumor is expected.
@@ -138,7 +138,7 @@ def mask_problems(mask: NDArray, *, head: NDArray[np.bool_], spacing: Sequence[f
     inside = mask != 0
     count = int(np.count_nonzero(inside))
     if count == 0:
-        return [VolumeError("empty mask", "no voxel in the mask", "a structure")]
+        return [CaseError("empty mask", "no voxel in the mask", "a structure")]
     reach = [int(MASK_MARGIN_MM / step) for step in spacing]
     near = _around(inside, reach)
     wide = ndimage.maximum_filter(head[near], size=[2 * step + 1 for step in reach])
@@ -146,7 +146,7 @@ def mask_problems(mask: NDArray, *, head: NDArray[np.bool_], spacing: Sequence[f
     if outside <= MOST_MASK_OUTSIDE * count:
         return []
     found = f"{outside} of {count} mask voxels ({outside / count:.0%}) more than {MASK_MARGIN_MM:g} mm outside the head"
-    return [VolumeError("mask outside head", found, f"at most {MOST_MASK_OUTSIDE:.0%}")]
+    return [CaseError("mask outside head", found, f"at most {MOST_MASK_OUTSIDE:.0%}")]
 
 
 def _around(mask: NDArray[np.bool_], reach: Sequence[int]) -> tuple[slice, ...]:
@@ -175,7 +175,7 @@ def head_dice(first: NDArray[np.bool_], second: NDArray[np.bool_], *, coverage: 
 
 def overlap_problems(
     first: NDArray[np.bool_], second: NDArray[np.bool_], *, coverage: NDArray[np.bool_], mask: NDArray
-) -> list[VolumeError]:
+) -> list[CaseError]:
     """Whether two volumes show the same head in the same place, and whether the second covers the mask.
 
     Heads are large: after 20 mm the Dice may still be 0.8, and those of two patients may agree as well as those of one.
@@ -190,15 +190,15 @@ def overlap_problems(
     problems = []
     dice = head_dice(first, second, coverage=coverage)
     if dice is None:
-        problems.append(VolumeError("head overlap", "no head where both volumes have intensities", "the same head"))
+        problems.append(CaseError("head overlap", "no head where both volumes have intensities", "the same head"))
     elif dice < LEAST_HEAD_DICE:
         found = f"Dice {dice:.2f} of the two heads after resampling"
-        problems.append(VolumeError("head overlap", found, f"at least {LEAST_HEAD_DICE}"))
+        problems.append(CaseError("head overlap", found, f"at least {LEAST_HEAD_DICE}"))
     count = int(np.count_nonzero(mask))
     missed = int(np.count_nonzero((mask != 0) & ~coverage))
     if missed > MOST_MASK_UNCOVERED * count:
         found = f"{missed} of {count} mask voxels ({missed / count:.0%}) outside the resampled volume"
-        problems.append(VolumeError("head overlap", found, f"at most {MOST_MASK_UNCOVERED:.0%}"))
+        problems.append(CaseError("head overlap", found, f"at most {MOST_MASK_UNCOVERED:.0%}"))
     return problems
 
 
@@ -264,7 +264,7 @@ def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
     return _skew(_scaled(blocks, tissue, None))
 
 
-def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) -> list[VolumeError]:
+def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) -> list[CaseError]:
     """Whether what is given as T2 is rather the other volume; refused with a clear margin only.
 
     Args:
@@ -275,7 +275,7 @@ def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) 
         return []
     found = f"{names[0]} and {names[1]} look swapped (score {score:.2f})"
     expected = f"CSF bright on {names[0]} and dark on {names[1]} (score at least {SWAPPED_SCORE})"
-    return [VolumeError("modality", found, expected)]
+    return [CaseError("modality", found, expected)]
 
 
 def _block_mean(voxels: NDArray, factors: Sequence[int]) -> NDArray[np.float32]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.data.datalist import TASKS
+from scripts.data.datalist import MODALITIES, TASKS
 
 SUFFIXES = (".nii.gz", ".nii")
-MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 NOT_INPUTS = ("label", "seg", "pred", "synthetic", "error", "coarse")
 
 

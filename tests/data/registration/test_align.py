@@ -14,7 +14,7 @@ from scripts.data.phantom.make import make_phantom
 from scripts.data.registration import align as alignment
 from scripts.data.registration.align import LEAST_INFORMATION, Alignment, align, map_points, read_transform, resample
 from scripts.data.registration.register import LPS
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     cut = tmp_path / "cut.tfm"
     cut.write_text("Transform: AffineTransform_double_3_3\n")
     for path in (tmp_path / "none.tfm", damaged, short, cut):
-        with pytest.raises(VolumeError, match=path.name) as error:
+        with pytest.raises(CaseError, match=path.name) as error:
             read_transform(path)
         assert error.value.check == "unreadable file"
         assert "\n" not in str(error.value)
@@ -87,7 +87,7 @@ def test_damaged_bytes_give_a_rigid_transform_or_one_message(tmp_path, seed):
         path.write_bytes(damaged)
         try:
             points = [read_transform(path).TransformPoint(point) for point in ((0, 0, 0), (100, 0, 0))]
-        except VolumeError as error:
+        except CaseError as error:
             assert error.check in ("unreadable file", "transform")
         else:
             assert math.dist(*points) == pytest.approx(100, rel=0.003)
@@ -107,7 +107,7 @@ def test_damaged_bytes_give_a_rigid_transform_or_one_message(tmp_path, seed):
     ids=["scaling", "mirror", "shear", "2-D", "NaN", "deformable", "several"],
 )
 def test_transform_that_is_not_rigid_is_refused(tmp_path, transform):
-    with pytest.raises(VolumeError) as error:
+    with pytest.raises(CaseError) as error:
         read_transform(written(tmp_path, transform))
     assert error.value.check == "transform"
     assert "inv_T1_LPS_to_T2_LPS.tfm" in error.value.found
@@ -193,7 +193,7 @@ def test_noise_is_refused_though_both_directions_agree(case, kind, monkeypatch):
     shape = case.label.shape
     noise = (rng.uniform(100, 200, shape) if kind == "uniform" else rng.rayleigh(50, shape)).astype(np.float32)
     monkeypatch.setattr(alignment, "register", lambda *_: (rigid(), 0.0))
-    with pytest.raises(VolumeError, match=r"share 0\.0\d\d nats of information \(registered\)") as error:
+    with pytest.raises(CaseError, match=r"share 0\.0\d\d nats of information \(registered\)") as error:
         align(case.images["T2"], case.affine, noise, case.affine)
     assert error.value.check == "registration"
     assert error.value.expected == f"at least {LEAST_INFORMATION} nats"
@@ -201,14 +201,14 @@ def test_noise_is_refused_though_both_directions_agree(case, kind, monkeypatch):
 
 def test_noise_is_refused_after_registration(case):
     noise = np.random.default_rng(0).rayleigh(50, case.label.shape).astype(np.float32)
-    with pytest.raises(VolumeError, match="found") as error:
+    with pytest.raises(CaseError, match="found") as error:
         align(case.images["T2"], case.affine, noise, case.affine)
     assert error.value.check == "registration"
 
 
 def test_noise_is_refused_with_a_file_too(case, tmp_path):
     noise = np.random.default_rng(0).rayleigh(50, case.label.shape).astype(np.float32)
-    with pytest.raises(VolumeError, match="nats of information") as error:
+    with pytest.raises(CaseError, match="nats of information") as error:
         align(case.images["T2"], case.affine, noise, case.affine, transforms=[written(tmp_path, rigid((4, -3, 2)))])
     assert error.value.check == "registration"
 

@@ -23,7 +23,7 @@ from scripts.data.registration.register import (
     shared_information,
     to_sitk,
 )
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 GRID = np.diag((2.0, 2.0, 2.0, 1.0))
 
@@ -65,7 +65,7 @@ def test_types_that_itk_lacks_are_converted():
 
 @pytest.mark.parametrize("diagonal", [(1, 0, 1, 1), (1, math.nan, 1, 1)])
 def test_flat_or_broken_affine_is_refused(diagonal):
-    with pytest.raises(VolumeError, match="three independent axes") as error:
+    with pytest.raises(CaseError, match="three independent axes") as error:
         to_sitk(np.zeros((2, 2, 2)), np.diag(diagonal))
     assert error.value.check == "affine"
 
@@ -162,7 +162,7 @@ def test_volumes_in_two_frames_of_reference_are_registered(case, quick):
 
 
 def test_too_few_slices_are_refused(case):
-    with pytest.raises(VolumeError, match="at least 4 voxels along each axis") as error:
+    with pytest.raises(CaseError, match="at least 4 voxels along each axis") as error:
         registered(case.images["T2"], case.affine, case.images["ceT1"][:, :, :3], case.affine)
     assert error.value.check == "registration"
 
@@ -175,13 +175,13 @@ def test_directions_that_disagree_are_refused(case, monkeypatch, back, refused):
     if not refused:
         assert register(scan, scan)[1] == pytest.approx(8 + back[0])
         return
-    with pytest.raises(VolumeError, match=f"2.1 mm .* at most {MOST_RESIDUAL_MM:g} mm") as error:
+    with pytest.raises(CaseError, match=f"2.1 mm .* at most {MOST_RESIDUAL_MM:g} mm") as error:
         register(scan, scan)
     assert error.value.check == "registration"
 
 
 def test_constant_volume_is_refused():
     gradient = np.arange(16**3, dtype=np.float32).reshape(16, 16, 16)
-    with pytest.raises(VolumeError, match="no mutual information") as error:
+    with pytest.raises(CaseError, match="no mutual information") as error:
         registered(gradient, GRID, np.full((16, 16, 16), 7, dtype=np.int16), GRID)
     assert error.value.check == "registration"

@@ -23,7 +23,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.volume import CaseError, one_line
 
 TAGS = {
     keyword: Tag(keyword)
@@ -185,15 +185,15 @@ def integer_of(data: Dataset, keyword: str) -> int | None:
 
 
 def guarded(read: Callable[[], Any], source: Instance) -> Any:
-    """What a function gives; whatever it raises on a damaged file becomes a VolumeError."""
+    """What a function gives; whatever it raises on a damaged file becomes a CaseError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read()
-    except VolumeError:
+    except CaseError:
         raise
     except Exception as error:  # pydicom and its decoders do not say what they raise on damaged files
-        raise VolumeError("unreadable file", f"{source}: {one_line(error)}", "a complete DICOM file") from error
+        raise CaseError("unreadable file", f"{source}: {one_line(error)}", "a complete DICOM file") from error
 
 
 def frames_of(instance: Instance) -> list[Instance]:
@@ -205,7 +205,7 @@ def frames_of(instance: Instance) -> list[Instance]:
         per_frame = data.get("PerFrameFunctionalGroupsSequence") or []
         if len(per_frame) != instance.frames:
             found = f"{instance}: {instance.frames} frames, {len(per_frame)} functional groups"
-            raise VolumeError("missing attribute", found, "an enhanced file with one functional group per frame")
+            raise CaseError("missing attribute", found, "an enhanced file with one functional group per frame")
         return [_frame(instance, functional_groups(data, index), index) for index in range(instance.frames)]
 
     return guarded(read, instance)

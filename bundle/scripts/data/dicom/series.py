@@ -31,7 +31,7 @@ from scripts.data.dicom.headers import (
     uid_name,
 )
 from scripts.data.dicom.series_checks import stack_problems
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 # A frame that decompresses to more than this, and to more than this many times its file, is a damaged header.
 _DECOMPRESSED_BYTES, _COMPRESSION = 2**26, 100
@@ -91,11 +91,11 @@ class Series:
         """SOPInstanceUID of every instance."""
         return frozenset(instance.sop_uid for instance in self.instances)
 
-    def problems(self) -> list[VolumeError]:
+    def problems(self) -> list[CaseError]:
         """Every check of the headers that fails; empty for a series that is one evenly spaced stack of slices."""
         try:
             return list(stack_problems(self._slices()))
-        except VolumeError as error:
+        except CaseError as error:
             return [error]
 
     def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
@@ -104,7 +104,7 @@ class Series:
         Slices rise along the cross product of the row and the column direction, whatever their instance numbers.
 
         Raises:
-            VolumeError: the first check that fails.
+            CaseError: the first check that fails.
         """
         return _grid(self._checked_slices())
 
@@ -112,7 +112,7 @@ class Series:
         """The array (columns, rows, slices), rescaled as the headers say; integers where nothing is to be rescaled.
 
         Raises:
-            VolumeError: as `grid`, and when pixels are damaged or cannot be decoded.
+            CaseError: as `grid`, and when pixels are damaged or cannot be decoded.
         """
         planes: list[NDArray] = []
         path, decoded = "", []
@@ -166,7 +166,7 @@ def _decode(instance: Instance) -> list[NDArray]:
         pixels = data.pixel_array
         if pixels.size != instance.frames * rows * columns or pixels.dtype.kind not in "iuf":
             found = f"{instance}: pixels {pixels.shape} of type {pixels.dtype}"
-            raise VolumeError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
+            raise CaseError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
         frames = _stored_bits(pixels, data).reshape(instance.frames, rows, columns)
         if not data.get("PerFrameFunctionalGroupsSequence"):
             return [_rescaled(frame, data, instance) for frame in frames]
@@ -176,7 +176,7 @@ def _decode(instance: Instance) -> list[NDArray]:
 
     planes: list[NDArray] = guarded(read, instance)
     if not all(np.isfinite(plane).all() for plane in planes):
-        raise VolumeError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
+        raise CaseError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
     return planes
 
 
@@ -188,7 +188,7 @@ def _check_size(data: Dataset, instance: Instance) -> None:
     compressed = data.file_meta.TransferSyntaxUID.is_compressed
     if claimed > (max(_DECOMPRESSED_BYTES * frames, _COMPRESSION * length) if compressed else length):
         found = f"{instance}: {length} bytes, for {claimed} bytes of pixels"
-        raise VolumeError("unreadable file", found, "a complete DICOM file")
+        raise CaseError("unreadable file", found, "a complete DICOM file")
 
 
 def _stored_bits(pixels: NDArray, data: Dataset) -> NDArray:
@@ -206,7 +206,7 @@ def _rescaled(frame: NDArray, data: Dataset, instance: Instance) -> NDArray:
         intercept = number_of(data, "RescaleIntercept") if "RescaleIntercept" in data else 0.0
         if not slope or intercept is None:
             found = f"{instance}: slope {slope}, intercept {intercept}"
-            raise VolumeError("rescale", found, "a slope that is not 0, an intercept")
+            raise CaseError("rescale", found, "a slope that is not 0, an intercept")
         if (slope, intercept) == (1.0, 0.0):
             return frame
         return (frame * slope + intercept).astype(np.float32)

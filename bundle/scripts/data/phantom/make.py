@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.datalist import TASKS
+from scripts.data.datalist import MODALITIES, TASKS
 from scripts.data.phantom import mri
 from scripts.data.phantom.brain import paint_brain
 from scripts.data.phantom.canal import PORUS
 from scripts.data.phantom.canvas import Canvas
 from scripts.data.phantom.head import paint_head
-from scripts.data.sources.sources import MODALITIES
 
 # (shape in voxels, spacing in mm) of the command line's sizes. vs small: the region around one internal auditory canal.
 SIZES = {

@@ -30,7 +30,7 @@ from scripts.data.registration.register import (
     shared_information,
     to_sitk,
 )
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.volume import CaseError, one_line
 
 RIGID_TOLERANCE = 5e-3  # Of a matrix times its transpose from the identity; 0.25 mm at 100 mm.
 # A given transform is the archive's statement about the case: to overrule it, the volumes as they are must share this
@@ -81,16 +81,16 @@ def read_transform(path: Path) -> sitk.Transform:
     text is read here, since ITK's own reader ends the whole process over some damaged files.
 
     Raises:
-        VolumeError: "unreadable file" for a missing or damaged file; "transform" for one that is not a rigid transform
+        CaseError: "unreadable file" for a missing or damaged file; "transform" for one that is not a rigid transform
             in three dimensions.
     """
     kind, parameters, fixed_parameters = _transform_lines(path)
     if kind not in _LINEAR:
-        raise VolumeError("transform", f"{path.name}: {kind}", "one rigid transform in three dimensions")
+        raise CaseError("transform", f"{path.name}: {kind}", "one rigid transform in three dimensions")
     transform = _LINEAR[kind]()
     if len(parameters) != len(transform.GetParameters()) or len(fixed_parameters) not in (0, 3, 4):
         found = f"{path.name}: {len(parameters)} and {len(fixed_parameters)} fixed parameters of {kind}"
-        raise VolumeError("unreadable file", found, f"{len(transform.GetParameters())} parameters")
+        raise CaseError("unreadable file", found, f"{len(transform.GetParameters())} parameters")
     if fixed_parameters and transform.GetFixedParameters():
         transform.SetFixedParameters(fixed_parameters[: len(transform.GetFixedParameters())])
     transform.SetParameters(parameters)
@@ -99,14 +99,14 @@ def read_transform(path: Path) -> sitk.Transform:
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max()) if np.isfinite(matrix).all() else math.inf
     if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
         found = f"{path.name}: matrix {np.round(rotation, 4).tolist()}"
-        raise VolumeError("transform", found, "a finite rotation and shift, no scaling, shear or mirroring")
+        raise CaseError("transform", found, "a finite rotation and shift, no scaling, shear or mirroring")
     return _affine_transform(matrix)
 
 
 def _transform_lines(path: Path) -> tuple[str, list[float], list[float]]:
     """Class, parameters and fixed parameters of the transform in a .tfm file; several classes are joined by "and"."""
     if not path.is_file():
-        raise VolumeError("unreadable file", f"no file {path}", "a transform (.tfm)")
+        raise CaseError("unreadable file", f"no file {path}", "a transform (.tfm)")
     lines = [
         line.partition(":") for line in path.read_text(encoding="latin-1").splitlines() if not line.startswith("#")
     ]
@@ -116,7 +116,7 @@ def _transform_lines(path: Path) -> tuple[str, list[float], list[float]]:
         parameters, fixed = ([float(n) for n in numbers[key]] for key in ("Parameters", "FixedParameters"))
     except (KeyError, ValueError) as error:
         found = f"{path.name}: {one_line(error)}"
-        raise VolumeError("unreadable file", found, "a .tfm with Transform, Parameters and FixedParameters") from error
+        raise CaseError("unreadable file", found, "a .tfm with Transform, Parameters and FixedParameters") from error
     return re.sub("_(double|float)_", "_", " and ".join(kinds)) or "no transform", parameters, fixed
 
 
@@ -151,7 +151,7 @@ def align(
         transforms: .tfm files between the two, in any direction.
 
     Raises:
-        VolumeError: "registration" for images that share too little; as `read_transform` and `register`.
+        CaseError: "registration" for images that share too little; as `read_transform` and `register`.
     """
     scans = sample_foreground(fixed, fixed_affine), sample_foreground(moving, moving_affine)
     candidates: dict[str, tuple[sitk.Transform, Method]] = {}
@@ -171,7 +171,7 @@ def align(
         best, residual = "as stored", None
     if information[best] < LEAST_INFORMATION:
         found = f"the two images share {information[best]:.3f} nats of information ({best})"
-        raise VolumeError("registration", found, f"at least {LEAST_INFORMATION} nats")
+        raise CaseError("registration", found, f"at least {LEAST_INFORMATION} nats")
     return _alignment(scans[0], *candidates[best], information, residual)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from scripts.data.checks import foreground
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 MOST_RESIDUAL_MM = 2.0
 
@@ -90,13 +90,13 @@ def register(fixed: Scan, moving: Scan) -> tuple[sitk.Transform, float]:
     Reproducible: one thread, seeded samples.
 
     Raises:
-        VolumeError: "registration" for a residual above `MOST_RESIDUAL_MM`, volumes that share no information, or one
+        CaseError: "registration" for a residual above `MOST_RESIDUAL_MM`, volumes that share no information, or one
             with too few slices to be smoothed.
     """
     for scan in (fixed, moving):
         if min(scan.voxels.shape) < LEAST_VOXELS:
             found = f"a volume of shape {scan.voxels.shape}"
-            raise VolumeError("registration", found, f"at least {LEAST_VOXELS} voxels along each axis")
+            raise CaseError("registration", found, f"at least {LEAST_VOXELS} voxels along each axis")
     levels = [[_reduced(scan, voxel_mm) for voxel_mm in LEVELS_MM] for scan in (fixed, moving)]
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # That of a registration alone leaves sums in random order.
@@ -108,7 +108,7 @@ def register(fixed: Scan, moving: Scan) -> tuple[sitk.Transform, float]:
     residual = float(np.linalg.norm(returned - fixed.points, axis=1).mean())
     if not residual <= MOST_RESIDUAL_MM:
         found = f"{residual:.1f} mm between the two directions"
-        raise VolumeError("registration", found, f"at most {MOST_RESIDUAL_MM:g} mm")
+        raise CaseError("registration", found, f"at most {MOST_RESIDUAL_MM:g} mm")
     return there, residual
 
 
@@ -152,12 +152,12 @@ def to_sitk(voxels: NDArray, affine: NDArray) -> sitk.Image:
         affine: 4x4, voxel index to mm, RAS+.
 
     Raises:
-        VolumeError: an affine that is not finite or has no volume.
+        CaseError: an affine that is not finite or has no volume.
     """
     affine = np.asarray(affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise VolumeError("affine", f"voxel axes {affine[:3, :3].tolist()}", "three independent axes in mm")
+        raise CaseError("affine", f"voxel axes {affine[:3, :3].tolist()}", "three independent axes in mm")
     if voxels.dtype not in _EXACT_TYPES:
         voxels = voxels.astype(np.uint8 if voxels.dtype == bool else np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
@@ -200,7 +200,7 @@ def _one_way(
     for level in levels[1:]:
         transform = max(transform, _refine(transform, *level), key=shared)
     if shared(transform) == 0:
-        raise VolumeError("registration", "no mutual information between the two volumes", "two volumes of one head")
+        raise CaseError("registration", "no mutual information between the two volumes", "two volumes of one head")
     return transform
 
 
