@@ -5,9 +5,7 @@ Measured on patients elsewhere: the phantoms here only pin the behavior.
 
 import numpy as np
 import pytest
-import torch
 
-from scripts import transforms
 from scripts.data import checks
 from scripts.data.phantom.make import make_phantom
 
@@ -35,11 +33,26 @@ def case():
 # --- Foreground and head
 
 
-@pytest.mark.parametrize("stripped", [False, True])
-def test_foreground_is_that_of_training(case, stripped):
-    voxels = case.images["T2"] * (case.images["T2"] > 150) if stripped else case.images["T2"]
-    assert checks.is_skull_stripped(voxels) == stripped
-    np.testing.assert_array_equal(checks.foreground(voxels), transforms.foreground(torch.from_numpy(voxels)).numpy())
+def test_foreground_of_a_stripped_volume_is_what_is_not_0():
+    voxels = np.array([0, 0, 1, -5, 2, 3, 4, 5, 6, 1000], np.float32)
+    assert checks.foreground(voxels.reshape(1, 2, 5)).ravel().tolist() == [False] * 2 + [True] * 8
+
+
+@pytest.mark.parametrize("shift", [0, -50])
+def test_foreground_of_a_whole_head_by_hand(shift):
+    """The 99th percentile of 0 to 99 is 98.01, the threshold 9.801; it moves along with the minimum."""
+    voxels = np.arange(100, dtype=np.float32).reshape(4, 5, 5) + shift
+    np.testing.assert_array_equal(checks.foreground(voxels).ravel(), np.arange(100) > 9)
+
+
+def test_foreground_looks_at_every_voxel_unless_it_is_to_sample(monkeypatch):
+    """9 bright voxels of 100 put the 99th percentile to 1000, the threshold to 101; no sample of every 11th has one."""
+    monkeypatch.setattr(checks, "_SAMPLED", 10)
+    voxels = np.full(100, 10.0, np.float32)
+    voxels[0], voxels[1::11] = 1, 1000
+    bright = voxels == 1000
+    np.testing.assert_array_equal(checks.foreground(voxels.reshape(4, 5, 5)).ravel(), bright)
+    np.testing.assert_array_equal(checks.foreground(voxels.reshape(4, 5, 5), sampled=True).ravel(), voxels > 1)
 
 
 def test_head_is_the_largest_part_with_its_holes_filled():

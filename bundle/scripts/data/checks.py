@@ -1,7 +1,6 @@
 """Whether the volumes of one case can belong together: is the mask in the head, do the heads agree, which one is T2.
 
-Arrays on one grid in, `CaseError`s or numbers out. Headers and single voxels (NaN, constant images, label values)
-are checked by `datalist.py`; moving a volume onto the grid of another is `alignment.py`. No files and no torch here.
+Arrays on one grid in, `CaseError`s or numbers out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from scipy import ndimage
 
 from scripts.data.volume import CaseError
 
-# Air, for `scripts.transforms` too.
 SKULL_STRIPPED_ZEROS = 0.1  # A volume with more than this fraction of exact zeros is taken as skull-stripped.
 AIR_FRACTION = 0.1  # Otherwise air lies below this fraction of the 99th percentile.
 
@@ -52,8 +50,10 @@ def is_skull_stripped(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = N
     return nonzero < (1 - SKULL_STRIPPED_ZEROS) * count
 
 
-def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """What is not air, by the rule of `scripts.transforms.foreground`.
+def foreground(
+    voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None, sampled: bool = False
+) -> NDArray[np.bool_]:
+    """What is not air: the rule of every crop, normalization and check.
 
     Non-zero voxels of a skull-stripped volume, otherwise those more than a tenth of the way from the minimum to the
     99th percentile.
@@ -61,6 +61,7 @@ def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) ->
     Args:
         voxels: (X, Y, Z), any units.
         coverage: as in `is_skull_stripped`; everything outside it is air.
+        sampled: take the percentile of about two million voxels, where there are more: faster, and nearly the same.
     """
     inside = voxels.ravel(order="K") if coverage is None else voxels[coverage]
     if inside.size == 0:
@@ -68,7 +69,7 @@ def foreground(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) ->
     if is_skull_stripped(inside):
         return _covered(voxels != 0, coverage)
     low = float(inside.min())
-    high = float(np.percentile(inside[:: inside.size // _SAMPLED + 1], 99))
+    high = float(np.percentile(inside[:: inside.size // _SAMPLED + 1] if sampled else inside, 99))
     return _covered(voxels > low + AIR_FRACTION * (high - low), coverage)
 
 
@@ -87,7 +88,7 @@ def head_mask(
         coverage: as in `foreground`.
     """
     factors = _coarse_factors(spacing)
-    head = _largest_part(_block_mean(foreground(voxels, coverage=coverage), factors) >= BLOCK_SHARE)
+    head = _largest_part(_block_mean(foreground(voxels, coverage=coverage, sampled=True), factors) >= BLOCK_SHARE)
     for axis, factor in enumerate(factors):
         if factor > 1:
             block = np.minimum(np.arange(voxels.shape[axis]) // factor, head.shape[axis] - 1)
@@ -228,7 +229,7 @@ def modality_score(
     factors = _coarse_factors(spacing)
     known = None if coverage is None else _block_mean(coverage, factors) == 1
     a, b = _block_mean(first, factors), _block_mean(second, factors)
-    bright_a, bright_b = foreground(a, coverage=known), foreground(b, coverage=known)
+    bright_a, bright_b = (foreground(volume, coverage=known, sampled=True) for volume in (a, b))
     head = _largest_part(bright_a) & _largest_part(bright_b)
     depth = _depth(head, [step * factor for step, factor in zip(spacing, factors, strict=True)])
     deep = head & (depth > min(STRIPPED_EDGE_MM if stripped else SCALP_MM, depth.max(initial=0) / 2))
@@ -254,7 +255,7 @@ def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
     """
     factors = _coarse_factors(spacing)
     blocks = _block_mean(voxels, factors)
-    bright = foreground(blocks)
+    bright = foreground(blocks, sampled=True)
     head = _largest_part(bright)
     depth = _depth(head, [step * factor for step, factor in zip(spacing, factors, strict=True)])
     edge = STRIPPED_EDGE_MM if is_skull_stripped(voxels) else SCALP_MM

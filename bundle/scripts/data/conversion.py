@@ -278,7 +278,7 @@ def _air(voxels: NDArray) -> float:
     """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
     if checks.is_skull_stripped(voxels):
         return 0.0
-    air = voxels[~checks.foreground(voxels) & (voxels != 0)]
+    air = voxels[~checks.foreground(voxels, sampled=True) & (voxels != 0)]
     return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
 
 
