@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
+from scripts.data.datalist import SECTIONS, load_datalist
 from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
 from scripts.data.sources.table import Options
@@ -71,7 +71,7 @@ def test_fixture_is_what_its_readme_says():
 def test_msd(tmp_path, task, values):
     counts = prepare_source("msd", FIXTURE, tmp_path / "out", task)
     assert counts == {"training": 1, "validation": 0, "testing": 0, "excluded": 0}
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     (entry,) = load_datalist(tmp_path / "out/datalist.json", "training")
     source = nib.load(FIXTURE / "imagesTr/BRATS_001.nii.gz")
     seg = np.asarray(nib.load(FIXTURE / "labelsTr/BRATS_001.nii.gz").dataobj)
@@ -144,7 +144,7 @@ def test_brats_bytes_are_copied(tmp_path):
 def test_brats_labels(tmp_path, task, labels, expected):
     brats_case(tmp_path / "in", "x", labels)
     prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     label = nib.load(tmp_path / "out/x/x_label.nii.gz")
     assert np.asarray(label.dataobj)[:4, 0, 0].tolist() == expected
     assert np.asarray(label.dataobj).sum() == sum(expected)
@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_no_datalist_and_no_part_of_a_case(tmp_path, monkeypa
 def test_phantoms(tmp_path, task):
     counts = prepare_phantoms(tmp_path, task, {"training": 2, "validation": 1, "testing": 0}, without_tumor=0.5)
     assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
-    validate_datalist(tmp_path / "datalist.json")
+    load_datalist(tmp_path / "datalist.json", check="voxels")
     datalist = load_datalist(tmp_path / "datalist.json")
     entries = datalist["training"] + datalist["validation"]
     assert [entry["case"] for entry in entries] == [f"phantom_{task}_{index:04d}" for index in range(3)]
@@ -433,7 +433,7 @@ def test_real_brats(tmp_path, task):
         for file in (Path(root) / "glioma" / name).iterdir():
             (tmp_path / "in" / name / file.name).symlink_to(file)
     prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     for name in chosen:
         seg = np.asarray(nib.load(Path(root) / "glioma" / name / f"{name}_seg.nii.gz").dataobj)
         label = np.asarray(nib.load(tmp_path / "out" / name / f"{name}_label.nii.gz").dataobj)

@@ -16,7 +16,6 @@ from scripts.data.datalist import (
     TASKS,
     datalist_entry,
     load_datalist,
-    validate_datalist,
     write_datalist,
 )
 
@@ -53,7 +52,7 @@ def change(path: Path, edit) -> None:
 
 def checks(path: Path, check="voxels") -> list[tuple[str, str]]:
     with pytest.raises(ValueError) as caught:
-        validate_datalist(path, check)
+        load_datalist(path, check=check)
     first, *lines = str(caught.value).splitlines()
     assert first == f"{path}: {len(lines)} problem" + "s" * (len(lines) > 1)
     return [tuple(line.strip().split(": ")[:2]) for line in lines]
@@ -107,7 +106,7 @@ def test_paths_are_absolute_from_another_directory(prepared, monkeypatch):
 
 def test_validate_accepts_an_empty_mask(prepared):
     save(prepared.parent / "a/a_label.nii.gz", np.zeros((12, 11, 10), np.uint8))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def test_empty_section(prepared):
@@ -171,7 +170,7 @@ def test_structure_problems(prepared, edit, expected):
 
 def test_two_cases_of_a_patient_in_one_split_are_fine(prepared):
     change(prepared, lambda d: d["training"][1].update(patient="patient_a"))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def moved(distance: float) -> np.ndarray:
@@ -215,7 +214,7 @@ def test_file_problems(prepared, spoil, expected, seen_in_header):
 
 def test_a_shift_within_the_tolerance_is_accepted(prepared):
     save(prepared.parent / "a/a_ceT1.nii.gz", image(), moved(0.9 * GRID_TOLERANCE_MM))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def test_affine_distance_is_the_corners(prepared):
@@ -224,7 +223,7 @@ def test_affine_distance_is_the_corners(prepared):
     turned = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     save(prepared.parent / "a/a_ceT1.nii.gz", image(), turned)
     with pytest.raises(ValueError, match=r"a: affine: found ceT1 1\.49 mm away from T2; expected at most 0\.1 mm"):
-        validate_datalist(prepared)
+        load_datalist(prepared, check="voxels")
 
 
 def test_all_problems_are_listed_each_on_its_line(prepared):
@@ -233,7 +232,7 @@ def test_all_problems_are_listed_each_on_its_line(prepared):
     save(folder / "b/b_label.nii.gz", np.full((12, 11, 10), 3, np.uint8))
     save(folder / "c/c_ceT1.nii.gz", np.zeros((12, 11, 10)))
     with pytest.raises(ValueError) as caught:
-        validate_datalist(prepared)
+        load_datalist(prepared, check="voxels")
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{prepared}: 3 problems"
     assert lines[1].startswith("  a: missing file: found T2: no file ")

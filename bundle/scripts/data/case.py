@@ -1,8 +1,7 @@
 """Runs preparation case by case: in parallel, restartable, and with no half-written case left behind.
 
-A `Job` knows how to write one case; this module decides whether it must, checks what it wrote, has it drawn and puts it
-in place with one rename. What a data set looks like goes to its own module, splits and datalists to `prepare.py`. No
-torch here.
+A `Job` knows how to write one case. It is run where it must be, what it wrote is checked and drawn, and put in place
+with one rename.
 """
 
 from __future__ import annotations

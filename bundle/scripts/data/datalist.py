@@ -1,8 +1,4 @@
-"""The task table, datalist.json and its checks: what a prepared folder must look like before anything reads it.
-
-`prepare.py` writes with this module, everything downstream loads with it. Naming conventions and label values of
-published data sets belong in `sources.py`; reading into tensors belongs in the configs. No torch here.
-"""
+"""The task table, datalist.json and its checks: what a prepared folder must look like before anything reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,28 +66,6 @@ _ADVICE = {
 }
 
 
-@overload
-def load_datalist(
-    path: str | Path,
-    section: None = None,
-    check: Check | None = "headers",
-    *,
-    task: str | None = None,
-    require_target: bool = True,
-) -> dict[str, Any]: ...
-
-
-@overload
-def load_datalist(
-    path: str | Path,
-    section: str,
-    check: Check | None = "headers",
-    *,
-    task: str | None = None,
-    require_target: bool = True,
-) -> list[dict[str, Any]]: ...
-
-
 def load_datalist(
     path: str | Path,
     section: str | None = None,
@@ -99,8 +73,8 @@ def load_datalist(
     *,
     task: str | None = None,
     require_target: bool = True,
-) -> dict[str, Any] | list[dict[str, Any]]:
-    """Entries of one section with absolute paths, or the whole datalist without `section`.
+) -> Any:
+    """Entries of one section, a list, with absolute paths; without `section` the whole datalist, a dict.
 
     The structure of the whole file is always checked; the files only of what is returned.
 
@@ -119,30 +93,28 @@ def load_datalist(
     path = Path(path)
     if section is not None and section not in SECTIONS:
         raise ValueError(f"{path}: unknown section {section!r}, expected one of {', '.join(SECTIONS)}")
-    datalist = _checked(path, SECTIONS if section is None else (section,), check, require_target=require_target)
-    if task is not None and datalist["task"] != task:
+    if check not in (None, "headers", "voxels"):
+        raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
+    content = _read(path)
+    _refuse(path, _structure_problems(content, require_target=require_target))
+    folder = path.resolve().parent
+    datalist = {name: [_absolute(entry, folder) for entry in content[name]] for name in SECTIONS}
+    if check is not None:
+        entries = [entry for name in (SECTIONS if section is None else (section,)) for entry in datalist[name]]
+        _refuse(path, [p for entry in entries for p in _file_problems(entry, TASKS[content["task"]], check)])
+    if task is not None and content["task"] != task:
         raise ValueError(
-            f"{path} is a datalist of task {datalist['task']!r}, expected {task!r}; give the data prepared for it, or "
+            f"{path} is a datalist of task {content['task']!r}, expected {task!r}; give the data prepared for it, or "
             "the configuration of the data's task"
         )
     if section is None:
-        return datalist
+        return {"task": content["task"], **datalist}
     if not datalist[section]:
         raise ValueError(
             f"{path}: section {section!r} is empty, expected at least one case; "
             "prepare more cases or give scripts.prepare another --split"
         )
     return datalist[section]
-
-
-def validate_datalist(path: str | Path, check: Check | None = "voxels") -> None:
-    """Check a datalist and, by default, every voxel of every file it names.
-
-    Raises:
-        FileNotFoundError: no such datalist.
-        ValueError: every problem found, on a line of its own.
-    """
-    _checked(Path(path), SECTIONS, check)
 
 
 def write_datalist(path: Path, task: str, sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
@@ -226,27 +198,6 @@ def mask_problem(voxels: NDArray) -> CaseError | None:
         return None
     values = np.unique(voxels[other])
     return CaseError("mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
-
-
-def _checked(
-    path: Path, sections: Sequence[str], check: Check | None, *, require_target: bool = True
-) -> dict[str, Any]:
-    """The datalist with absolute paths, after all checks that were asked for."""
-    if check not in (None, "headers", "voxels"):
-        raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
-    content = _read(path)
-    problems = _structure_problems(content, require_target=require_target)
-    _refuse(path, problems)
-    folder = path.resolve().parent
-    datalist: dict[str, Any] = {"task": content["task"]}
-    for section in SECTIONS:
-        datalist[section] = [_absolute(entry, folder) for entry in content[section]]
-    if check is not None:
-        for section in sections:
-            for entry in datalist[section]:
-                problems += _file_problems(entry, TASKS[content["task"]], check)
-    _refuse(path, problems)
-    return datalist
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Finds the scans to run inference on: a file or a folder, with a case's modalities as siblings by name.
-
-No torch, no reading of voxels. Datalists for training and evaluation go to `datalist.py`.
-"""
+"""Finds the scans to run inference on: a file or a folder, with a case's modalities as siblings by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The record of a prepared case, `<case>/<case>.json`: what it was made from, and checksums of what was written.
 
-It says whether a case is finished, whether its folder is ours, and whether somebody has changed it. Running cases goes
-to `preparation.py`. No torch here.
+It says whether a case is finished, whether its folder is ours, and whether somebody has changed it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""One 3-D volume on disk, whatever its format: the protocol, the errors, and NIfTI. DICOM series are in `series.py`.
+"""One 3-D volume on disk, whatever its format: the protocol, the error, and NIfTI.
 
-A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets. No
-torch here, and nothing is written.
+A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
 """
 
 from __future__ import annotations

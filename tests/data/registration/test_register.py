@@ -1,6 +1,6 @@
 """Tests of scripts.data.registration.register: images of ITK, shared information, and rigid registration itself.
 
-Which of several transforms is taken is tested in test_alignment.py.
+Which of several transforms is taken is tested in test_align.py.
 """
 
 import math

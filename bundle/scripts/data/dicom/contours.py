@@ -1,8 +1,6 @@
 """What planar contours enclose: whether they overlap or skip slices, their volume, and their mask on an image's grid.
 
 Points are LPS mm, as DICOM stores them; masks lie on the grid of an image that is given by its shape and RAS+ affine.
-Reading files and choosing a structure by its name are in `structures.py`, resampling is the caller's matter. No torch
-here, and no file is read.
 """
 
 from __future__ import annotations

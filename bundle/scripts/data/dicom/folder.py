@@ -1,8 +1,4 @@
-"""DICOM folders: finds the series and structure sets below them, from headers alone.
-
-What one header says is in `instances.py`, a series as a volume in `series.py`, contours of a structure set in
-`structures.py`, and which series belongs to which case in `studies.py`. No torch here, and nothing is written.
-"""
+"""DICOM folders: finds the series and structure sets below them, from headers alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """One DICOM image: what its header says, and where it lies; an enhanced multi-frame file also frame by frame.
 
-The attributes are those of PS3.3 C.7.6.2.1.1 (Image Plane) and of the functional groups of C.7.6.16. Which files are
-read is in `dicom.py`, what several images are together in `series.py`. No torch here, and nothing is written.
+The attributes are those of PS3.3 C.7.6.2.1.1 (Image Plane) and of the functional groups of C.7.6.16.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Structures as files hold them (DICOM RTSTRUCT, contours.json), and the choice of the one that is meant by its name.
-
-What contours enclose is in `contours.py`; which series, case or task they belong to is the caller's matter. No torch
-here, and nothing is written.
-"""
+"""Structures as files hold them (RTSTRUCT, contours.json), and the choice of the one that is meant by its name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A DICOM series as one 3-D volume: its grid from the headers, its voxels from the decoded pixels.
-
-Which checks a series must pass is in `series_checks.py`, one image's header in `instances.py`, how series are found in
-`dicom.py`, and which series belongs to which case in `studies.py`. No torch here, and nothing is written.
-"""
+"""A DICOM series as one 3-D volume: its grid from the headers, its voxels from the decoded pixels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Whether the images of a DICOM series are one evenly spaced stack of gray slices, from their headers.
 
-Every check is a `CaseError` with its name. A slice lost at either end of a stack cannot be seen: nothing in a header
-says reliably how many there were (ImagesInAcquisition counts other things on some scanners). What can only be told
-from voxels is in `checks.py`. No torch here, and no file is read.
+A slice lost at either end of a stack cannot be seen: nothing in a header says reliably how many there were
+(ImagesInAcquisition counts other things on some scanners).
 """
 
 from __future__ import annotations

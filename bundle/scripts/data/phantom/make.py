@@ -1,8 +1,6 @@
 """Seeded synthetic cases for both tasks, for tests, demos and timing: tissue maps imaged by the signal equations of MR.
 
-This file holds the public function, the grids and the seeds; anatomy is in `head.py` and `brain.py`, physics in
-`mri.py`. No result on a phantom says anything about patients. It returns arrays; `prepare.py` writes them. Coordinates
-are RAS+ mm: x to the right, y anterior, z superior. No torch here.
+No result on a phantom says anything about patients. Coordinates are RAS+ mm: x to the right, y anterior, z superior.
 """
 
 from __future__ import annotations

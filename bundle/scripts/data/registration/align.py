@@ -1,9 +1,5 @@
 """Brings one volume onto the grid of another: published rigid transforms in either direction, or registration.
 
-Arrays with affines in, a transform, a resampled array or mapped points out. Registration itself is in
-`registration.py`; whether the result is plausible is judged by `checks.py`; which volume moves, and where its contours
-come from, is for the caller. No torch here.
-
 Arrays are (X, Y, Z) with a 4x4 affine (voxel index to mm, RAS+); points and transforms are in LPS mm, as in DICOM, ITK
 and .tfm files. A transform takes a point of the fixed volume to the same tissue in the moving one.
 """
@@ -182,9 +178,8 @@ def resample(
     affine: NDArray,
     alignment: Alignment,
     *,
-    nearest: bool = False,
     fill: float = 0.0,
-) -> tuple[NDArray, NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A moving volume on the fixed grid.
 
     Linear interpolation, without smoothing before: for grids of about the same spacing.
@@ -195,12 +190,10 @@ def resample(
         shape: of the fixed grid (X, Y, Z).
         affine: of the fixed grid, 4x4, voxel index to mm, RAS+.
         alignment: from `align`.
-        nearest: take the nearest voxel, for masks and label maps: no new values.
         fill: value where the moving volume ends.
 
     Returns:
-        The volume on the fixed grid (float32, with `nearest` the type of `moving`), and which of its voxels the moving
-        volume covers.
+        The volume on the fixed grid, and which of its voxels the moving volume covers.
     """
     filter_ = sitk.ResampleImageFilter()
     filter_.SetNumberOfThreads(1)
@@ -210,24 +203,9 @@ def resample(
     filter_.SetInterpolator(sitk.sitkNearestNeighbor)
     covered = filter_.Execute(to_sitk(np.ones(moving.shape, dtype=np.uint8), moving_affine))
     filter_.SetDefaultPixelValue(fill)
-    filter_.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
-    filter_.SetOutputPixelType(sitk.sitkUnknown if nearest else sitk.sitkFloat32)
-    moved = _array(filter_.Execute(to_sitk(moving, moving_affine)))
-    return moved.astype(moving.dtype if nearest else np.float32, copy=False), _array(covered).astype(bool)
-
-
-def map_points(
-    points: NDArray, alignment: Alignment, *, to: Literal["fixed", "moving"] = "fixed"
-) -> NDArray[np.float64]:
-    """Points of one volume in the other: contours drawn on the moving volume go to the fixed one.
-
-    Args:
-        points: (n, 3), LPS mm.
-        alignment: from `align`.
-        to: the volume that the points are wanted in.
-    """
-    matrix = matrix_of(alignment.transform)
-    return moved(np.asarray(points, dtype=np.float64), matrix if to == "moving" else np.linalg.inv(matrix))
+    filter_.SetInterpolator(sitk.sitkLinear)
+    filter_.SetOutputPixelType(sitk.sitkFloat32)
+    return _array(filter_.Execute(to_sitk(moving, moving_affine))), _array(covered).astype(bool)
 
 
 def _alignment(

@@ -1,8 +1,5 @@
 """Rigid registration of two volumes by mutual information, and how much information two volumes share.
 
-Arrays with affines in, a transform and numbers out. Transform files, and which of several candidates is taken, are for
-`alignment.py`; whether the result is plausible is judged by `checks.py`. No torch here.
-
 Arrays are (X, Y, Z) with a 4x4 affine (voxel index to mm, RAS+); points and transforms are in LPS mm, as in DICOM and
 ITK. A transform takes a point of the fixed volume to the same tissue in the moving one.
 """
