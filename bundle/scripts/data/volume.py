@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 _READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
 
 
+# LPS, as DICOM and ITK have it, to RAS+, as NIfTI has it; and back.
+LPS_TO_RAS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
+
 # Sizes of voxels that occur, mm; what lies beyond is a damaged or wrongly scaled header.
 SPACING_MM = (0.05, 20.0)
 # Largest cosine between two axes.

@@ -13,7 +13,6 @@ from made.moves import center_of, displaced, rigid
 from scripts.data.phantom.make import make_phantom
 from scripts.data.registration import register as registration
 from scripts.data.registration.register import (
-    LPS,
     MOST_RESIDUAL_MM,
     matrix_of,
     moved,
@@ -23,7 +22,7 @@ from scripts.data.registration.register import (
     shared_information,
     to_sitk,
 )
-from scripts.data.volume import CaseError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 GRID = np.diag((2.0, 2.0, 2.0, 1.0))
 
@@ -101,7 +100,7 @@ def test_points_lie_within_voxels_of_the_foreground():
     voxels[5:15, 4:8, 2:6] = 100
     affine = np.array([[0, -2, 0, 10], [0.5, 0, 0, -20], [0, 0, -3, 30], [0, 0, 0, 1]], dtype=float)
     scan = sample_foreground(voxels, affine)
-    indices = moved(scan.points, np.linalg.inv(LPS @ affine))
+    indices = moved(scan.points, np.linalg.inv(LPS_TO_RAS @ affine))
     # Half a voxel around the first and the last of the block.
     assert indices.min(axis=0) == pytest.approx((4.5, 3.5, 1.5), abs=0.01)
     assert indices.max(axis=0) == pytest.approx((14.5, 7.5, 5.5), abs=0.01)
@@ -140,7 +139,7 @@ def test_known_displacement_is_found(case):
     moving = displaced(case.images["ceT1"], case.affine, truth)
     transform, residual = registered(case.images["T2"], case.affine, moving, case.affine)
     assert 0 < residual < 1
-    tumor = moved(np.argwhere(case.label)[::100], LPS @ case.affine)
+    tumor = moved(np.argwhere(case.label)[::100], LPS_TO_RAS @ case.affine)
     # The series of a phantom lie some 0.3 mm apart by themselves.
     errors = moved(tumor, matrix_of(transform)) - moved(tumor, matrix_of(truth))
     assert np.linalg.norm(errors, axis=1).mean() < 0.8

@@ -16,9 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.draw import polygon as polygon_voxels
 from skimage.measure import points_in_poly
 
-from scripts.data.volume import CaseError
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 # Contours whose planes are closer than this belong to one plane.
 SAME_PLANE_MM = 0.1
@@ -107,7 +105,7 @@ def structure_mask(structure: Structure, shape: Sequence[int], affine: NDArray) 
             slices or too far apart; "contour outside image".
     """
     contours = _closed_contours(structure)
-    to_voxel = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ _LPS_TO_RAS
+    to_voxel = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ LPS_TO_RAS
     points = [contour @ to_voxel[:3, :3].T + to_voxel[:3, 3] for contour in contours]
     spacing = 1 / np.linalg.norm(to_voxel[:3, :3], axis=1)
     _check_inside(structure.name, points, shape, spacing)

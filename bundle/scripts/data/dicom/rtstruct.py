@@ -6,9 +6,7 @@ import json
 import logging
 import re
 import unicodedata
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import combinations
@@ -17,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import RTStructureSetStorage
 
 from scripts.data.dicom.contours import Structure, overlap
+from scripts.data.dicom.headers import pydicom_errors
 from scripts.data.volume import CaseError, one_line
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ NEVER_TUMOR_NAMES = tuple(
     "minus".split()
 )
 
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED_TYPES = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OPEN_TYPES = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
@@ -66,7 +65,7 @@ def read_rtstruct(path: Path) -> StructureSet:
         CaseError: "unreadable file" where it is damaged or no RTSTRUCT; "structures" where it holds none, or where a
             contour has not as many coordinates as it declares.
     """
-    with _pydicom_errors(path):
+    with pydicom_errors(path.name, "a complete RTSTRUCT file"):
         dataset = _open_rtstruct(path)
         images, frames = _references(dataset)
         date = _date(dataset)
@@ -146,20 +145,6 @@ def choose_structure(
     return merged
 
 
-@contextmanager
-def _pydicom_errors(path: Path) -> Iterator[None]:
-    """Turns whatever pydicom raises inside the block into a CaseError: a damaged file may break it anywhere."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pydicom, about values that break a rule
-            yield
-    except CaseError:
-        raise
-    except Exception as error:
-        found = f"{path.name}: {one_line(error)}"
-        raise CaseError("unreadable file", found, "a complete RTSTRUCT file") from error
-
-
 def _open_rtstruct(path: Path) -> pydicom.Dataset:
     """Dataset of an RTSTRUCT file, its kind checked.
 
@@ -167,7 +152,7 @@ def _open_rtstruct(path: Path) -> pydicom.Dataset:
     """
     dataset = pydicom.dcmread(BytesIO(path.read_bytes()))
     kind = str(dataset.get("SOPClassUID", "no SOPClassUID"))
-    if kind != _RTSTRUCT_CLASS:
+    if kind != RTStructureSetStorage:
         raise CaseError("unreadable file", f"{path.name}: {pydicom.uid.UID(kind).name}", "an RTSTRUCT file")
     return dataset
 

@@ -19,19 +19,18 @@ from scripts.data.dicom.headers import (
     directions,
     frames_of,
     functional_groups,
-    guarded,
     integer_of,
     number_of,
+    pydicom_errors,
     slice_distances,
     slice_positions,
     uid_name,
 )
 from scripts.data.dicom.series_checks import stack_problems
-from scripts.data.volume import CaseError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 # A frame that decompresses to more than this, and to more than this many times its file, is a damaged header.
 _DECOMPRESSED_BYTES, _COMPRESSION = 2**26, 100
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,12 @@ def _grid(stack: Sequence[Instance]) -> tuple[tuple[int, ...], NDArray[np.float6
     lps[:3, 0], lps[:3, 1] = row * between_columns, column * between_rows
     lps[:3, 2] = (positions[-1] - positions[0]) / (len(stack) - 1)
     lps[:3, 3] = positions[0]
-    return (*(first.shape or ()), len(stack)), _LPS_TO_RAS @ lps
+    return (*(first.shape or ()), len(stack)), LPS_TO_RAS @ lps
 
 
 def _decode(instance: Instance) -> list[NDArray]:
     """Frames of a file, each (rows, columns), rescaled; they share memory where nothing is to be rescaled."""
-
-    def read() -> list[NDArray]:
+    with pydicom_errors(instance):
         data = pydicom.dcmread(instance.path, force=True)
         if "TransferSyntaxUID" not in data.file_meta:
             explicit = ExplicitVRLittleEndian if data.is_little_endian else ExplicitVRBigEndian
@@ -164,13 +162,11 @@ def _decode(instance: Instance) -> list[NDArray]:
             found = f"{instance}: pixels {pixels.shape} of type {pixels.dtype}"
             raise CaseError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
         frames = _stored_bits(pixels, data).reshape(instance.frames, rows, columns)
-        if not data.get("PerFrameFunctionalGroupsSequence"):
-            return [_rescaled(frame, data, instance) for frame in frames]
-        groups = (functional_groups(data, index) for index in range(instance.frames))
-        values = (group("PixelValueTransformationSequence") for group in groups)
-        return [_rescaled(frame, value, instance) for frame, value in zip(frames, values, strict=True)]
-
-    planes: list[NDArray] = guarded(read, instance)
+        values: list[Dataset] = [data] * instance.frames
+        if data.get("PerFrameFunctionalGroupsSequence"):
+            groups = (functional_groups(data, index) for index in range(instance.frames))
+            values = [group("PixelValueTransformationSequence") for group in groups]
+        planes = [_rescaled(frame, value, instance) for frame, value in zip(frames, values, strict=True)]
     if not all(np.isfinite(plane).all() for plane in planes):
         raise CaseError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
     return planes

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from scripts.data.checks import foreground
-from scripts.data.volume import CaseError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 MOST_RESIDUAL_MM = 2.0
 
@@ -34,7 +34,6 @@ ITERATIONS = 20
 # Starts nearer to each other than this lead to the same place.
 SAME_START_MM = 10.0
 
-LPS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
 _EXACT_TYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 
 
@@ -70,7 +69,7 @@ def sample_foreground(voxels: NDArray, affine: NDArray) -> Scan:
         voxels: (X, Y, Z), any units.
         affine: 4x4, voxel index to mm, RAS+.
     """
-    lps = LPS @ np.asarray(affine, dtype=np.float64)
+    lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
     rng = np.random.default_rng(SEED)
     drawn = rng.integers(voxels.shape, size=(DRAWN, 3))
     inside = drawn[foreground(voxels[tuple(drawn.T)])][:SAMPLES]
@@ -158,7 +157,7 @@ def to_sitk(voxels: NDArray, affine: NDArray) -> sitk.Image:
     if voxels.dtype not in _EXACT_TYPES:
         voxels = voxels.astype(np.uint8 if voxels.dtype == bool else np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
-    lps = LPS @ affine
+    lps = LPS_TO_RAS @ affine
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
@@ -241,7 +240,7 @@ def _refine(
 
 def _reduced(scan: Scan, voxel_mm: float) -> sitk.Image:
     """The volume as float32, with blocks of voxels averaged up to about a voxel size, and smoothed by half of it."""
-    image = sitk.Cast(to_sitk(scan.voxels, LPS @ scan.lps), sitk.sitkFloat32)
+    image = sitk.Cast(to_sitk(scan.voxels, LPS_TO_RAS @ scan.lps), sitk.sitkFloat32)
     factors = [
         max(1, min(round(voxel_mm / step), size // LEAST_VOXELS))
         for step, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
