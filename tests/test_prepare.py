@@ -17,9 +17,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.data import dataset
 from scripts.data.datalist import SECTIONS, load_datalist
 from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
+from scripts.data.phantom.make import SIZES
 from scripts.data.sources.table import Options
 from scripts.pictures import draw_case
 from scripts.prepare import main
@@ -317,8 +319,15 @@ def test_a_full_disk_leaves_no_datalist_and_no_part_of_a_case(tmp_path, monkeypa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.fixture
+def coarse(monkeypatch):
+    """Small phantoms on grids that take a tenth of the time."""
+    monkeypatch.setitem(SIZES, ("vs", "small"), ((48, 48, 12), (0.9, 0.9, 2.4)))
+    monkeypatch.setitem(SIZES, ("glioma", "small"), ((40, 44, 36), (4.0, 4.0, 4.0)))
+
+
 @pytest.mark.parametrize("task", ["vs", "vs_cet1", "glioma", "surrogate_t2_cet1"])
-def test_phantoms(tmp_path, task):
+def test_phantoms(tmp_path, coarse, task):
     counts = prepare_phantoms(tmp_path, task, {"training": 2, "validation": 1, "testing": 0}, without_tumor=0.5)
     assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
     load_datalist(tmp_path / "datalist.json", check="voxels")
@@ -340,7 +349,7 @@ def test_phantoms(tmp_path, task):
     assert excluded(tmp_path) == []
 
 
-def test_phantoms_are_reproducible(tmp_path):
+def test_phantoms_are_reproducible(tmp_path, coarse):
     counts = {"training": 1, "validation": 0, "testing": 1}
     for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 1)):
         prepare_phantoms(tmp_path / name, "vs", counts, seed=seed, workers=workers)
@@ -349,15 +358,13 @@ def test_phantoms_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize(("fraction", "without"), [(0, []), (0.15, [6, 13, 19]), (1, list(range(20)))])
 def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
-    from scripts.data import dataset as assemble
-
     class Seen(Exception):
         pass
 
     def run_jobs(jobs, *others, **options):
         raise Seen([index for index, job in enumerate(jobs) if not job.options["tumor"]])
 
-    monkeypatch.setattr(assemble, "run_jobs", run_jobs)
+    monkeypatch.setattr(dataset, "run_jobs", run_jobs)
     with pytest.raises(Seen) as seen:
         prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
     assert seen.value.args[0] == without
