@@ -6,6 +6,7 @@ Real BraTS cases are read only where TISSNET_DATA names a folder that contains `
 import csv
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.datalist import SECTIONS, load_datalist, validate_datalist
+from scripts.data import dataset
+from scripts.data.datalist import SECTIONS, load_datalist
 from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
-from scripts.data.sources.jobs import Options
+from scripts.data.phantom.make import SIZES
+from scripts.data.sources.table import Options
+from scripts.pictures import draw_case
 from scripts.prepare import main
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -69,7 +73,7 @@ def test_fixture_is_what_its_readme_says():
 def test_msd(tmp_path, task, values):
     counts = prepare_source("msd", FIXTURE, tmp_path / "out", task)
     assert counts == {"training": 1, "validation": 0, "testing": 0, "excluded": 0}
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     (entry,) = load_datalist(tmp_path / "out/datalist.json", "training")
     source = nib.load(FIXTURE / "imagesTr/BRATS_001.nii.gz")
     seg = np.asarray(nib.load(FIXTURE / "labelsTr/BRATS_001.nii.gz").dataobj)
@@ -142,7 +146,7 @@ def test_brats_bytes_are_copied(tmp_path):
 def test_brats_labels(tmp_path, task, labels, expected):
     brats_case(tmp_path / "in", "x", labels)
     prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     label = nib.load(tmp_path / "out/x/x_label.nii.gz")
     assert np.asarray(label.dataobj)[:4, 0, 0].tolist() == expected
     assert np.asarray(label.dataobj).sum() == sum(expected)
@@ -153,7 +157,7 @@ def test_unneeded_modalities_are_neither_required_nor_written(tmp_path):
     brats_case(tmp_path / "in", "x")
     (tmp_path / "in/x/x_flair.nii.gz").unlink()
     (tmp_path / "in/x/x_t1.nii.gz").write_text("damaged")
-    prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1")
+    prepare_source("brats", tmp_path / "in", tmp_path / "out", "surrogate_t2_cet1", draw=draw_case)
     assert sorted(p.name for p in (tmp_path / "out/x").iterdir()) == [
         "x.json",
         "x_T2.nii.gz",
@@ -315,18 +319,37 @@ def test_a_full_disk_leaves_no_datalist_and_no_part_of_a_case(tmp_path, monkeypa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.fixture
+def coarse(monkeypatch):
+    """Small phantoms on grids that take a tenth of the time."""
+    monkeypatch.setitem(SIZES, ("vs", "small"), ((48, 48, 12), (0.9, 0.9, 2.4)))
+    monkeypatch.setitem(SIZES, ("glioma", "small"), ((40, 44, 36), (4.0, 4.0, 4.0)))
+
+
 @pytest.mark.parametrize("task", ["vs", "vs_cet1", "glioma", "surrogate_t2_cet1"])
-def test_phantoms(tmp_path, task):
+def test_phantoms(tmp_path, coarse, task):
     counts = prepare_phantoms(tmp_path, task, {"training": 2, "validation": 1, "testing": 0}, without_tumor=0.5)
     assert counts == {"training": 2, "validation": 1, "testing": 0, "excluded": 0}
-    validate_datalist(tmp_path / "datalist.json")
+    load_datalist(tmp_path / "datalist.json", check="voxels")
     datalist = load_datalist(tmp_path / "datalist.json")
-    labels = [entry["label"] for entry in datalist["training"] + datalist["validation"]]
+    entries = datalist["training"] + datalist["validation"]
+    assert [entry["case"] for entry in entries] == [f"phantom_{task}_{index:04d}" for index in range(3)]
+    image = nib.load(entries[0]["target"])
+    assert image.get_data_dtype() == np.int16
+    record = json.loads((tmp_path / entries[1]["case"] / f"{entries[1]['case']}.json").read_text())["identity"]
+    assert record["options"] == {
+        "seed": 1,
+        "tumor": False,
+        "shape": list(image.shape),
+        "spacing": pytest.approx(image.header.get_zooms()),
+        "keep_empty": True,
+    }
+    labels = [entry["label"] for entry in entries]
     assert [bool(np.asarray(nib.load(label).dataobj).any()) for label in labels] == [True, False, True]
     assert excluded(tmp_path) == []
 
 
-def test_phantoms_are_reproducible(tmp_path):
+def test_phantoms_are_reproducible(tmp_path, coarse):
     counts = {"training": 1, "validation": 0, "testing": 1}
     for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 1)):
         prepare_phantoms(tmp_path / name, "vs", counts, seed=seed, workers=workers)
@@ -335,15 +358,13 @@ def test_phantoms_are_reproducible(tmp_path):
 
 @pytest.mark.parametrize(("fraction", "without"), [(0, []), (0.15, [6, 13, 19]), (1, list(range(20)))])
 def test_phantoms_without_tumor(tmp_path, monkeypatch, fraction, without):
-    from scripts.data import dataset as assemble
-
     class Seen(Exception):
         pass
 
     def run_jobs(jobs, *others, **options):
         raise Seen([index for index, job in enumerate(jobs) if not job.options["tumor"]])
 
-    monkeypatch.setattr(assemble, "run_jobs", run_jobs)
+    monkeypatch.setattr(dataset, "run_jobs", run_jobs)
     with pytest.raises(Seen) as seen:
         prepare_phantoms(tmp_path, "vs", {"training": 20, "validation": 0, "testing": 0}, without_tumor=fraction)
     assert seen.value.args[0] == without
@@ -419,7 +440,7 @@ def test_real_brats(tmp_path, task):
         for file in (Path(root) / "glioma" / name).iterdir():
             (tmp_path / "in" / name / file.name).symlink_to(file)
     prepare_source("brats", tmp_path / "in", tmp_path / "out", task)
-    validate_datalist(tmp_path / "out/datalist.json")
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
     for name in chosen:
         seg = np.asarray(nib.load(Path(root) / "glioma" / name / f"{name}_seg.nii.gz").dataobj)
         label = np.asarray(nib.load(tmp_path / "out" / name / f"{name}_label.nii.gz").dataobj)

@@ -1,7 +1,6 @@
-"""Pictures of one case: planes with contours of the masks, and the error map.
+"""Pictures of one case: planes with contours of the masks and the error map, and a small one for a page of hundreds.
 
-Drawing only, with matplotlib's object interface (no pyplot, no global state, no display) and no torch. Nothing here
-computes a metric, resamples, or decides which cases are drawn; that is report.py. Charts of runs are in charts.py.
+Drawn with matplotlib's object interface: no pyplot, no global state, no display.
 """
 
 from __future__ import annotations
@@ -14,10 +13,17 @@ import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts.data.datalist import prepared_name
+from scripts.data.page import overview_path
+from scripts.data.volume import NiftiVolume
 
 TRUTH_COLOR = "#ffff00"
 PREDICTION_COLOR = "#00ff00"
@@ -30,10 +36,21 @@ FOOTNOTE = "Radiological convention: the patient's right is on the left. Slices 
 
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # what lies towards index 0 and towards the last index of each axis
+_LETTER_COLOR = "#7fd4ff"
+_LINES = {"ground truth": (TRUTH_COLOR, 2.4), "prediction": (PREDICTION_COLOR, 1.1)}  # the truth shows on both sides
 _PANEL_INCHES = 2.3
 _MARGIN_INCHES = (0.5, 0.55, 0.6, 0.45)  # left, right, top, bottom
 _SMALLEST_WIDTH_INCHES = 7.0  # fits the legend and the footnote
 _DPI = 110
+
+# Of small pictures:
+_LONGEST_PIXELS = 230  # of the longest side of a volume
+_DETAIL_SMALLEST_MM = 40.0  # least side of the enlarged part
+_GAP_PIXELS = 4
+_SMALL_DPI = 100
+_GRAYS = 40
+_SHADES = 6  # of the outline's and the letters' colors, which mix with the gray below
+_WINDOW_STEP = 4  # intensities are windowed by every fourth voxel along each axis
 
 
 def case_figure(
@@ -141,6 +158,55 @@ def overlay_figure(
     case_figure(path, source=source, prediction=prediction, error=error, spacing=spacing, title=title)
 
 
+def draw_case(folder: Path, case: str, modalities: Sequence[str]) -> None:
+    """Draw `<case>_overview.png` in the folder that holds the prepared files of a case.
+
+    Args:
+        folder: with `<case>_<modality>.nii.gz`, and `<case>_label.nii.gz` where there is a mask.
+        case: the name in these files' names.
+        modalities: those to draw.
+
+    Raises:
+        CaseError: a modality that is missing or unreadable.
+        ValueError: files on different grids.
+    """
+    volumes = {name: NiftiVolume(folder / prepared_name(case, name)) for name in modalities}
+    label = NiftiVolume(folder / prepared_name(case, "label"))
+    _, affine = next(iter(volumes.values())).grid()
+    mask = label.voxels() if label.path.is_file() else None
+    images = {name: volume.voxels() for name, volume in volumes.items()}
+    case_picture(folder / Path(overview_path(case)).name, images, mask=mask, affine=affine)
+
+
+def case_picture(
+    path: Path, images: Mapping[str, NDArray], *, mask: NDArray | None = None, affine: NDArray[np.float64]
+) -> None:
+    """Draw a row per image: its axial, coronal and sagittal plane with the outline of the mask; a small mask enlarged.
+
+    The planes pass through the voxel of the mask nearest to its center of mass, or the middle of the volume. In
+    radiological convention: the patient's right is on the left, and in the sagittal plane the front.
+
+    Args:
+        path: PNG to write.
+        images: name to array (X, Y, Z) on one grid, in any orientation; at least one.
+        mask: array on the same grid; what is not 0 is drawn.
+        affine: 4x4, voxel index to mm, RAS+.
+
+    Raises:
+        ValueError: no image, arrays that are not 3-D, or not on one grid.
+    """
+    shapes = {name: np.shape(array) for name, array in (*images.items(), ("mask", mask)) if array is not None}
+    if not images or len(set(shapes.values())) > 1 or any(len(shape) != 3 for shape in shapes.values()):
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no image"
+        raise ValueError(f"{path}: found {found}, expected images on one 3-D grid")
+    turn = nib.io_orientation(affine)
+    turned = {name: nib.apply_orientation(image, turn) for name, image in images.items()}
+    inside = None if mask is None else nib.apply_orientation(np.asarray(mask) != 0, turn)
+    voxel = np.empty(3)
+    voxel[turn[:, 0].astype(int)] = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    _draw_panels(path, turned, {} if inside is None or not inside.any() else {"ground truth": inside}, voxel)
+
+
 def read_volume(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read a 3-D NIfTI file in the order nearest to RAS.
 
@@ -163,6 +229,66 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:
     if array.ndim != 3:
         raise ValueError(f"{path}: found shape {array.shape}; expected a 3-D image.")
     return array, tuple(float(size) for size in image.header.get_zooms()[:3])
+
+
+def _draw_panels(
+    path: Path, images: Mapping[str, NDArray], drawn: Mapping[str, NDArray[np.bool_]], voxel: NDArray[np.float64]
+) -> None:
+    """Draw the panels of a small picture side by side at one scale; arrays in RAS order."""
+    shape = next(iter(images.values())).shape
+    extent, center = np.array(shape) * voxel, _center(shape, drawn)
+    whole = np.stack([np.zeros(3), extent], axis=1)
+    panels = [(axis, whole, extent[_axes_in_plane(axis)[0]]) for _, axis in _PLANES]
+    low, high = _box(drawn) if drawn else (np.zeros(3, np.int64), np.array(shape))
+    side = max(float(((high - low) * voxel)[:2].max()) * ZOOM_FACTOR, _DETAIL_SMALLEST_MM)
+    if side < extent[:2].min():
+        middle = (low + high) / 2 * voxel
+        panels.append((2, np.stack([middle - side / 2, middle + side / 2], axis=1), extent[1]))
+    scale = _LONGEST_PIXELS / extent.max()
+    height = max(extent[1], extent[2]) * scale
+    lefts = np.cumsum([0.0, *(width * scale + _GAP_PIXELS for _, _, width in panels)])
+    size = np.array([lefts[-1] - _GAP_PIXELS, height * len(images) + _GAP_PIXELS * (len(images) - 1)])
+    figure = Figure(figsize=tuple(size / _SMALL_DPI), dpi=_SMALL_DPI, facecolor="black")
+    canvas = FigureCanvasAgg(figure)
+    for row, (name, image) in enumerate(images.items()):
+        window = _window(image[(slice(None, None, _WINDOW_STEP),) * 3].astype(np.float32))
+        bottom = size[1] - height * (row + 1) - _GAP_PIXELS * row
+        for column, (axis, view, width) in enumerate(panels):
+            place = (lefts[column] / size[0], bottom / size[1], width * scale / size[0], height / size[1])
+            axes = figure.add_axes(place)
+            _draw_gray(axes, image, axis, center, voxel, window, interpolation=None)
+            _draw_contours(axes, drawn, axis, center, voxel, linewidth=0.8)
+            _set_limits(axes, axis, shape, voxel, view)
+            text = name if column == 0 else "enlarged" if column == len(_PLANES) else ""
+            _annotate(axes, axis, text, f"{center[axis] + 1}/{shape[axis]}")
+    canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    figure.clear()
+    # A palette takes less than half of the bytes: pages have hundreds of these.
+    pixels.quantize(palette=_palette(), dither=Image.Dither.NONE).save(path, format="png", optimize=True)
+
+
+def _annotate(axes: Axes, axis: int, text: str, position: str) -> None:
+    """Take ticks and frame away; write the directions at two edges, the image's name and the slice."""
+    axes.set_axis_off()
+    across, up = _axes_in_plane(axis)
+    style: dict[str, Any] = {"color": _LETTER_COLOR, "fontsize": 6, "transform": axes.transAxes}
+    axes.text(0.01, 0.5, _LETTERS[across][1], va="center", **style)
+    axes.text(0.5, 0.99, _LETTERS[up][1], ha="center", va="top", **style)
+    axes.text(0.01, 0.99, text, va="top", **{**style, "color": "white", "fontsize": 7})
+    axes.text(0.99, 0.01, position, ha="right", va="bottom", **style)
+
+
+def _palette() -> Image.Image:
+    """Palette of grays, and of the outline's and the letters' color from half mixed with black or white to pure."""
+    colors = [np.repeat(np.linspace(0, 255, _GRAYS), 3).reshape(-1, 3)]
+    for name in (TRUTH_COLOR, _LETTER_COLOR):
+        pure = np.array(to_rgb(name)) * 255
+        share = np.linspace(0.5, 1, _SHADES)[:, None]
+        colors += [pure * share, pure * share + 255 * (1 - share)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate(colors).round().astype(np.uint8).tobytes())
+    return palette
 
 
 def _check_grid(path: Path, arrays: Mapping[str, np.ndarray | None], voxel: np.ndarray) -> None:
@@ -195,10 +321,9 @@ def _center(shape: tuple[int, ...], masks: Mapping[str, np.ndarray]) -> tuple[in
 
 def _view(shape: tuple[int, ...], masks: Mapping[str, np.ndarray], voxel: np.ndarray) -> np.ndarray | None:
     """Return the corners, in mm, of the cube to enlarge: array (3, 2), or None where there is nothing to enlarge."""
-    voxels = np.argwhere(np.logical_or.reduce(list(masks.values()))) if masks else np.empty((0, 3))
-    if not len(voxels):
+    if not any(mask.any() for mask in masks.values()):
         return None
-    low, high = voxels.min(axis=0) * voxel, (voxels.max(axis=0) + 1) * voxel
+    low, high = (corner * voxel for corner in _box(masks))
     extent = np.array(shape) * voxel
     side = max(float((high - low).max()) * ZOOM_FACTOR, ZOOM_SMALLEST)
     if side >= extent.max():
@@ -207,6 +332,12 @@ def _view(shape: tuple[int, ...], masks: Mapping[str, np.ndarray], voxel: np.nda
     inside = np.clip((low + high - side) / 2, 0, np.maximum(extent - side, 0))
     start = np.where(extent > side, inside, (extent - side) / 2)
     return np.stack([start, start + side], axis=1)
+
+
+def _box(masks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first voxel of the box around masks that are not all empty, and the one after its last."""
+    voxels = np.argwhere(np.logical_or.reduce(list(masks.values())))
+    return voxels.min(axis=0), voxels.max(axis=0) + 1
 
 
 def _axes_in_plane(axis: int) -> tuple[int, int]:
@@ -228,12 +359,20 @@ def _extent(plane: np.ndarray, axis: int, voxel: np.ndarray) -> tuple[float, flo
 
 def _window(image: np.ndarray) -> tuple[float, float]:
     """Return the intensities drawn black and white."""
-    low, high = np.nanpercentile(image, GRAY_PERCENTILES)
+    finite = image[np.isfinite(image)]
+    low, high = np.percentile(finite, GRAY_PERCENTILES) if finite.size else (0.0, 1.0)
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1)
 
 
 def _draw_gray(
-    axes: Axes, image: Any, axis: int, center: tuple[int, ...], voxel: np.ndarray, window: tuple[float, float]
+    axes: Axes,
+    image: Any,
+    axis: int,
+    center: tuple[int, ...],
+    voxel: np.ndarray,
+    window: tuple[float, float],
+    *,
+    interpolation: str | None = "bilinear",
 ) -> None:
     """Draw a plane of an image in gray."""
     plane = _slice(image, axis, center)
@@ -244,7 +383,7 @@ def _draw_gray(
         vmax=window[1],
         origin="lower",
         extent=_extent(plane, axis, voxel),
-        interpolation="bilinear",
+        interpolation=interpolation,
     )
 
 
@@ -264,23 +403,22 @@ def _draw_error(axes: Axes, error: Any, axis: int, center: tuple[int, ...], voxe
 
 
 def _draw_contours(
-    axes: Axes, masks: Mapping[str, np.ndarray], axis: int, center: tuple[int, ...], voxel: np.ndarray
+    axes: Axes,
+    masks: Mapping[str, np.ndarray],
+    axis: int,
+    center: tuple[int, ...],
+    voxel: np.ndarray,
+    *,
+    linewidth: float | None = None,
 ) -> None:
-    """Draw the outlines of the masks; the truth is wider, so that it shows on both sides of an equal prediction."""
+    """Draw the outlines of the masks, as wide as `_LINES` says where no width is given."""
     across, up = _axes_in_plane(axis)
     for name, mask in masks.items():
         plane = np.pad(_slice(mask, axis, center).astype(float), 1)  # closes outlines at the border of the volume
         if plane.any():
             x, y = ((np.arange(n) - 0.5) * voxel[a] for n, a in ((plane.shape[1], across), (plane.shape[0], up)))
-            truth = name == "ground truth"
-            axes.contour(
-                x,
-                y,
-                plane,
-                levels=[0.5],
-                colors=[TRUTH_COLOR if truth else PREDICTION_COLOR],
-                linewidths=2.4 if truth else 1.1,
-            )
+            color, width = _LINES[name]
+            axes.contour(x, y, plane, levels=[0.5], colors=[color], linewidths=linewidth or width)
 
 
 def _draw_frame(axes: Axes, view: Any, axis: int) -> None:
@@ -312,7 +450,7 @@ def _label(axes: Axes, axis: int, *, letters: bool) -> None:
         spine.set_visible(False)
     if letters:
         across, up = _axes_in_plane(axis)
-        style: dict[str, Any] = {"color": "#7fd4ff", "fontsize": 8, "ha": "center", "va": "center"}
+        style: dict[str, Any] = {"color": _LETTER_COLOR, "fontsize": 8, "ha": "center", "va": "center"}
         for x, y, letter in (
             (0.04, 0.5, _LETTERS[across][1]),
             (0.96, 0.5, _LETTERS[across][0]),
@@ -330,9 +468,8 @@ def _add_legend(figure: Figure, masks: Mapping[str, np.ndarray], voxel: np.ndarr
     for name, mask in masks.items():
         milliliters = mask.sum() * float(np.prod(voxel)) / 1000
         text = f"{name} ({milliliters:.2f} mL)" if mask.any() else f"{name} (empty)"
-        truth = name == "ground truth"
-        color = TRUTH_COLOR if truth else PREDICTION_COLOR
-        handles.append(Line2D([], [], color=color, linewidth=2.4 if truth else 1.1, label=text))
+        color, width = _LINES[name]
+        handles.append(Line2D([], [], color=color, linewidth=width, label=text))
     if handles:
         style: dict[str, Any] = {"fontsize": 9, "facecolor": "black", "edgecolor": "black", "labelcolor": "white"}
         figure.legend(handles=handles, loc="lower left", ncols=len(handles), borderaxespad=0, **style)

@@ -8,8 +8,7 @@ Run from the bundle's root:
     python -m scripts.prepare dicom --input DIR --output data/scans
     python -m scripts.prepare phantom --output data/phantom --task vs --training 20 --validation 4 --testing 8
 
-The command line alone: what is done with it is in `assemble.py` and the modules of `data/`. Prepared scans are whole:
-crops are transforms. No torch here.
+Prepared scans are whole: crops are transforms.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from scripts.data.datalist import SECTIONS, TASKS
 from scripts.data.dataset import find_source, prepare_phantoms, prepare_source
-from scripts.data.sources.jobs import SOURCES, Options
+from scripts.data.sources.table import SOURCES, Options
 from scripts.data.split import FRACTIONS
 
 logger = logging.getLogger(__name__)
@@ -69,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--strict", action="store_true", help="end with an error when any case is left out")
     workers = min(4, os.cpu_count() or 1)
     common.add_argument("--workers", type=int, default=workers, metavar="N", help="processes, default %(default)s")
-    for name, (tasks, find) in SOURCES.items():
-        command = commands.add_parser(name, parents=[common], help=(find.__doc__ or "").splitlines()[0])
+    for name, (_, tasks, summary, _) in SOURCES.items():
+        command = commands.add_parser(name, parents=[common], help=summary)
         command.add_argument("--input", type=Path, nargs="+", required=True, metavar="DIR", help="as downloaded")
         command.add_argument("--task", choices=tasks, default=tasks[0], help="default %(default)s")
         command.add_argument("--list", action="store_true", help="only say what is there, from names and headers")
@@ -122,6 +121,8 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, int]:
+    from scripts.pictures import draw_case  # matplotlib is slow to import, and --help and --list do without
+
     if arguments.workers < 1:
         raise ValueError(f"--workers is {arguments.workers}, expected 1 or more")
     if arguments.source == "phantom":
@@ -134,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, int]:
             without_tumor=arguments.without_tumor,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
+            draw=draw_case,
         )
     given = vars(arguments)
     return prepare_source(
@@ -145,6 +147,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, int]:
         fractions=given.get("fractions", FRACTIONS),
         seed=given.get("seed", 0),
         overwrite=arguments.overwrite,
+        draw=draw_case,
     )
 
 
@@ -155,7 +158,7 @@ def _list(arguments: argparse.Namespace) -> None:
         files = {file for paths in job.files.values() for file in paths}
         sys.stdout.write(f"{job.case}: patient {job.patient}, cohort {job.cohort}, {len(files)} files\n")
     for problem in found.problems:
-        sys.stdout.write("{}: {}: found {}; expected {}\n".format(*problem))
+        sys.stdout.write("{}: {}: found {}; expected {}\n".format(*problem.row))
     cases = len({problem.case for problem in found.problems})
     sys.stdout.write(f"{len(found.jobs) + len(found.scans)} cases, {cases} left out\n")
 

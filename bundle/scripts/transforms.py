@@ -244,7 +244,7 @@ class NormalizeForegroundd(MapTransform):
                 f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again."
             )
         voxels = volume.cpu().numpy()
-        inside = foreground(voxels, sampled=False)
+        inside = foreground(voxels)
         low, high = np.percentile(voxels[inside], PERCENTILES) if inside.any() else (0.0, 0.0)
         if not high > low:
             raise ValueError(

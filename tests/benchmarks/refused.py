@@ -2,7 +2,7 @@
 
     python tests/benchmarks/refused.py > refused.md
 
-The cases are those of `tests/data/test_refused.py`, prepared by the command itself; the message is the row of
+The cases are those of `tests/made/refusals.py`, prepared by the command itself; the message is the row of
 excluded.csv.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("bundle", "tests")]
 
-from data.test_refused import CASES, refuse  # noqa: E402
+from made.refusals import CASES, refuse  # noqa: E402
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import pytest
 from made.tcia import write_patient
 
 from scripts.data import case as preparation
-from scripts.data.case import CaseError, Facts, Job, is_alive, run_jobs
-from scripts.data.volume import VolumeError
+from scripts.data.case import Facts, Job, is_alive, run_jobs
+from scripts.data.volume import CaseError, refuse
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 NAMES = ("T2", "label")
@@ -31,7 +31,7 @@ def write_case(case: str, log: Path, source: Path, tumor: bool, folder: Path) ->
         file.write(f"{case}\n")
     text = source.read_text()
     if text.startswith("raise "):
-        raise {"value": ValueError("no\nsense"), "volume": VolumeError("gap", "2 mm", "1 mm"), "disk": OSError("full")}[
+        raise {"value": ValueError("no\nsense"), "volume": CaseError("gap", "2 mm", "1 mm"), "disk": OSError("full")}[
             text.removeprefix("raise ")
         ]
     rng = np.random.default_rng(int(text))
@@ -251,11 +251,11 @@ def test_a_header_without_orientation_is_told(tmp_path):
 
 def test_several_problems_of_a_case(tmp_path):
     def write(folder):
-        raise CaseError([VolumeError("gap", "2 mm", "1 mm"), VolumeError("spacing", "0 mm", "more")])
+        refuse([CaseError("gap", "2 mm", "1 mm"), CaseError("spacing", "0 mm", "more")])
 
     (tmp_path / "out").mkdir()
     (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", NAMES, title="test")
-    assert [tuple(problem) for problem in outcome.problems] == [
+    assert [problem.row for problem in outcome.problems] == [
         ("a", "gap", "2 mm", "1 mm"),
         ("a", "spacing", "0 mm", "more"),
     ]

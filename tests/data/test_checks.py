@@ -33,20 +33,26 @@ def case():
 # --- Foreground and head
 
 
-def test_foreground_by_hand():
-    stripped = np.array([0.0] * 2 + [-3.0, 0.5] + [9.0] * 6).reshape(10, 1, 1)
-    assert checks.foreground(stripped).ravel().tolist() == [False] * 2 + [True] * 8  # negative and small values belong
-    whole = np.array([0.0] + [0.5] * 3 + [9.0] * 6).reshape(10, 1, 1)  # 10 % of zeros: not stripped
-    assert checks.foreground(whole).ravel().tolist() == [False] * 4 + [True] * 6
-    np.testing.assert_array_equal(checks.foreground(whole - 50), checks.foreground(whole))  # where air is not near 0
+def test_foreground_of_a_stripped_volume_is_what_is_not_0():
+    voxels = np.array([0, 0, 1, -5, 2, 3, 4, 5, 6, 1000], np.float32)
+    assert checks.foreground(voxels.reshape(1, 2, 5)).ravel().tolist() == [False] * 2 + [True] * 8
 
 
-def test_foreground_by_every_voxel_or_by_some(monkeypatch):
-    monkeypatch.setattr(checks, "_SAMPLED", 60)
-    voxels = np.tile([1.0, 2.0, 2.0, 100.0], 25).reshape(100, 1, 1)  # every second voxel has no 2 and no 100 among them
-    voxels[::2] = [[[1.0]], [[2.0]]] * 25
-    assert checks.foreground(voxels, sampled=False).sum() == 25
-    assert checks.foreground(voxels).sum() == 75  # by the even ones alone, 1 and 2, the threshold is 1.1
+@pytest.mark.parametrize("shift", [0, -50])
+def test_foreground_of_a_whole_head_by_hand(shift):
+    """The 99th percentile of 0 to 99 is 98.01, the threshold 9.801; it moves along with the minimum."""
+    voxels = np.arange(100, dtype=np.float32).reshape(4, 5, 5) + shift
+    np.testing.assert_array_equal(checks.foreground(voxels).ravel(), np.arange(100) > 9)
+
+
+def test_foreground_looks_at_every_voxel_unless_it_is_to_sample(monkeypatch):
+    """9 bright voxels of 100 put the 99th percentile to 1000, the threshold to 101; no sample of every 11th has one."""
+    monkeypatch.setattr(checks, "_SAMPLED", 10)
+    voxels = np.full(100, 10.0, np.float32)
+    voxels[0], voxels[1::11] = 1, 1000
+    bright = voxels == 1000
+    np.testing.assert_array_equal(checks.foreground(voxels.reshape(4, 5, 5)).ravel(), bright)
+    np.testing.assert_array_equal(checks.foreground(voxels.reshape(4, 5, 5), sampled=True).ravel(), voxels > 1)
 
 
 def test_head_is_the_largest_part_with_its_holes_filled():

@@ -14,13 +14,15 @@ import SimpleITK as sitk
 from made.moves import rigid
 
 from scripts.data import checks, conversion
-from scripts.data.case import CaseError, Facts
+from scripts.data.case import Facts
 from scripts.data.conversion import Together, bring_together, nifti_files, write_image, write_nifti_case
 from scripts.data.datalist import TASKS
 from scripts.data.phantom.make import make_phantom
 from scripts.data.registration.align import Alignment
-from scripts.data.sources.sources import MSD_LABELS, NiftiCase, tumor_labels
-from scripts.data.volume import NiftiVolume, VolumeError
+from scripts.data.sources.msd import MSD_LABELS
+from scripts.data.sources.nifti import tumor_labels
+from scripts.data.sources.nifti_case import NiftiCase
+from scripts.data.volume import CaseError, NiftiVolume
 
 AFFINE = np.array([[-0.5, 0, 0, 12], [0, 0.5, 0, -7], [0, 0, 1.5, 3], [0, 0, 0, 1]])
 SHAPE = (6, 5, 4)
@@ -40,7 +42,7 @@ class Held:
 
     def voxels(self):
         if self.array is None:
-            raise VolumeError("unreadable file", "a.dcm: no pixels", "a complete series")
+            raise CaseError("unreadable file", "a.dcm: no pixels", "a complete series")
         return self.array
 
     def files(self):
@@ -368,13 +370,13 @@ def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
     ],
 )
 def test_what_nothing_can_be_computed_with_is_refused(moving, check, part):
-    with pytest.raises(VolumeError, match=part) as refused:
+    with pytest.raises(CaseError, match=part) as refused:
         bring_together({"T2": Held(ramp(), AFFINE), "ceT1": Held(moving, AFFINE)}, Facts(), trust_grids=True)
     assert refused.value.check == check
 
 
 def test_the_first_image_is_refused_by_its_own_name():
-    with pytest.raises(VolumeError, match="T2: a.dcm"):
+    with pytest.raises(CaseError, match="T2: a.dcm"):
         bring_together({"T2": Held(None, AFFINE), "ceT1": Held(ramp(), AFFINE)}, Facts())
 
 

@@ -2,7 +2,7 @@
 
 Whatever is damaged, the command ends with 0 or 1 and says so case by case; what it writes is on one finite grid, and
 on the grid of the undamaged files where the damage is not one that a reader could know. Made cases that a check names
-are in `test_refused.py`.
+are in `made/refusals.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from data.test_refused import brats, download, prepared, tumor
+from made.downloads import brats, download, tumor
+from made.refusals import prepared
 from numpy.random import Generator
 
 logger = logging.getLogger(__name__)

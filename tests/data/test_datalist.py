@@ -14,10 +14,8 @@ import pytest
 from scripts.data.datalist import (
     GRID_TOLERANCE_MM,
     TASKS,
-    DatalistError,
     datalist_entry,
     load_datalist,
-    validate_datalist,
     write_datalist,
 )
 
@@ -53,10 +51,11 @@ def change(path: Path, edit) -> None:
 
 
 def checks(path: Path, check="voxels") -> list[tuple[str, str]]:
-    with pytest.raises(DatalistError) as caught:
-        validate_datalist(path, check)
-    assert len(str(caught.value).splitlines()) == 1 + len(caught.value.problems)
-    return [(problem.case, problem.check) for problem in caught.value.problems]
+    with pytest.raises(ValueError) as caught:
+        load_datalist(path, check=check)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{path}: {len(lines)} problem" + "s" * (len(lines) > 1)
+    return [tuple(line.strip().split(": ")[:2]) for line in lines]
 
 
 def test_task_table():
@@ -107,7 +106,7 @@ def test_paths_are_absolute_from_another_directory(prepared, monkeypatch):
 
 def test_validate_accepts_an_empty_mask(prepared):
     save(prepared.parent / "a/a_label.nii.gz", np.zeros((12, 11, 10), np.uint8))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def test_empty_section(prepared):
@@ -127,7 +126,7 @@ def test_wrong_arguments(prepared):
 def test_only_the_files_of_the_section_are_opened(prepared):
     (prepared.parent / "c/c_T2.nii.gz").unlink()
     load_datalist(prepared, "training")
-    with pytest.raises(DatalistError, match="c: missing file: found T2: no file .*c_T2.nii.gz"):
+    with pytest.raises(ValueError, match="c: missing file: found T2: no file .*c_T2.nii.gz"):
         load_datalist(prepared, "testing")
     load_datalist(prepared, "testing", check=None)
 
@@ -171,7 +170,7 @@ def test_structure_problems(prepared, edit, expected):
 
 def test_two_cases_of_a_patient_in_one_split_are_fine(prepared):
     change(prepared, lambda d: d["training"][1].update(patient="patient_a"))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def moved(distance: float) -> np.ndarray:
@@ -215,7 +214,7 @@ def test_file_problems(prepared, spoil, expected, seen_in_header):
 
 def test_a_shift_within_the_tolerance_is_accepted(prepared):
     save(prepared.parent / "a/a_ceT1.nii.gz", image(), moved(0.9 * GRID_TOLERANCE_MM))
-    validate_datalist(prepared)
+    load_datalist(prepared, check="voxels")
 
 
 def test_affine_distance_is_the_corners(prepared):
@@ -223,8 +222,8 @@ def test_affine_distance_is_the_corners(prepared):
     cos, sin = math.cos(0.1), math.sin(0.1)
     turned = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     save(prepared.parent / "a/a_ceT1.nii.gz", image(), turned)
-    with pytest.raises(DatalistError, match=r"a: affine: found ceT1 1\.49 mm away from T2; expected at most 0\.1 mm"):
-        validate_datalist(prepared)
+    with pytest.raises(ValueError, match=r"a: affine: found ceT1 1\.49 mm away from T2; expected at most 0\.1 mm"):
+        load_datalist(prepared, check="voxels")
 
 
 def test_all_problems_are_listed_each_on_its_line(prepared):
@@ -232,8 +231,8 @@ def test_all_problems_are_listed_each_on_its_line(prepared):
     (folder / "a/a_T2.nii.gz").unlink()
     save(folder / "b/b_label.nii.gz", np.full((12, 11, 10), 3, np.uint8))
     save(folder / "c/c_ceT1.nii.gz", np.zeros((12, 11, 10)))
-    with pytest.raises(DatalistError) as caught:
-        validate_datalist(prepared)
+    with pytest.raises(ValueError) as caught:
+        load_datalist(prepared, check="voxels")
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{prepared}: 3 problems"
     assert lines[1].startswith("  a: missing file: found T2: no file ")
@@ -262,17 +261,17 @@ def test_no_torch():
 
 def test_a_target_may_be_missing_only_where_it_is_said(prepared):
     change(prepared, lambda d: d["training"][0].pop("target"))
-    with pytest.raises(DatalistError, match="a: missing key: found no 'target'"):
+    with pytest.raises(ValueError, match="a: missing key: found no 'target'"):
         load_datalist(prepared, "training")
     first, second = load_datalist(prepared, "training", "voxels", require_target=False)
     assert set(first) == {"case", "patient", "image", "label"} and Path(first["image"][0]).is_absolute()
     assert "target" in second
     change(prepared, lambda d: d["training"][0].update(target=None))
-    with pytest.raises(DatalistError, match="a: entry: found target is None; expected a non-empty string"):
+    with pytest.raises(ValueError, match="a: entry: found target is None; expected a non-empty string"):
         load_datalist(prepared, "training", require_target=False)
 
 
 def test_a_target_that_is_named_is_checked_also_where_it_may_be_missing(prepared):
     (prepared.parent / "b/b_ceT1.nii.gz").unlink()
-    with pytest.raises(DatalistError, match="b: missing file: found ceT1"):
+    with pytest.raises(ValueError, match="b: missing file: found ceT1"):
         load_datalist(prepared, "training", require_target=False)

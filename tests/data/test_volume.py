@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from scripts.data.volume import FORMS_AGREE_MM, NiftiVolume, VolumeError, one_line
+from scripts.data.volume import FORMS_AGREE_MM, CaseError, NiftiVolume, one_line
 
 SHAPE = (3, 4, 5)
 # RAS+ mm: x runs to the left, y to the back, z up.
@@ -39,9 +39,9 @@ def changed(path: Path, **fields: object) -> Path:
     return path
 
 
-def error_of(call: Callable[[], object]) -> VolumeError:
-    """The VolumeError that a call raises; its message is one line."""
-    with pytest.raises(VolumeError) as caught:
+def error_of(call: Callable[[], object]) -> CaseError:
+    """The CaseError that a call raises; its message is one line."""
+    with pytest.raises(CaseError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return caught.value
@@ -179,7 +179,7 @@ def test_refused(tmp_path, make, check, found, expected):
     for call in (volume.open, volume.grid, volume.voxels, volume.stored, volume.oriented):
         error = error_of(call)
         assert error.check == check
-        with pytest.raises(VolumeError, match=f"found .*{found}.*, expected .*{expected}"):
+        with pytest.raises(CaseError, match=f"found .*{found}.*, expected .*{expected}"):
             raise error
 
 

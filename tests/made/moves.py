@@ -3,7 +3,8 @@
 import numpy as np
 import SimpleITK as sitk
 
-from scripts.data.registration.register import LPS, to_sitk
+from scripts.data.registration.register import to_sitk
+from scripts.data.volume import LPS_TO_RAS
 
 
 def rigid(shift=(0.0, 0.0, 0.0), degrees=(0.0, 0.0, 0.0), center=(0.0, 0.0, 0.0)):
@@ -17,7 +18,7 @@ def rigid(shift=(0.0, 0.0, 0.0), degrees=(0.0, 0.0, 0.0), center=(0.0, 0.0, 0.0)
 
 def center_of(voxels, affine):
     """Center of the grid, LPS mm."""
-    return (LPS @ affine @ (*(np.array(voxels.shape) - 1) / 2, 1))[:3]
+    return (LPS_TO_RAS @ affine @ (*(np.array(voxels.shape) - 1) / 2, 1))[:3]
 
 
 def displaced(voxels, affine, transform):

@@ -1,1 +1,1 @@
-"""Reading published data sets, the datalist and phantoms. Docstring only: code goes into the modules beside it."""
+"""What a data set becomes before training: cases, their checks, the datalist and the split."""

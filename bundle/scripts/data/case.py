@@ -1,8 +1,7 @@
 """Runs preparation case by case: in parallel, restartable, and with no half-written case left behind.
 
-A `Job` knows how to write one case; this module decides whether it must, checks what it wrote, has it drawn and puts it
-in place with one rename. What a data set looks like goes to its own module, splits and datalists to `prepare.py`. No
-torch here.
+A `Job` knows how to write one case. It is run where it must be, what it wrote is checked and drawn, and put in place
+with one rename.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from scripts.data import checks
 from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_name
 from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
-from scripts.data.volume import NiftiVolume, Problem, VolumeError, one_line
+from scripts.data.volume import CaseError, NiftiVolume, one_line, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Job:
         files: role, such as a modality, to what `write` reads for it; with `options` they decide the result.
         options: what else decides the result; goes into the record as JSON.
         write: writes `<case>_<name>.nii.gz` of every name into the folder it is given and returns facts to be shown;
-            raises VolumeError, or CaseError for several problems.
+            raises CaseError.
     """
 
     case: str
@@ -77,18 +76,6 @@ class Facts:
     warnings: list[str] = field(default_factory=list)
 
 
-class CaseError(ValueError):
-    """Everything that is wrong with one case.
-
-    Args:
-        errors: at least one.
-    """
-
-    def __init__(self, errors: Sequence[VolumeError]) -> None:
-        super().__init__("; ".join(map(str, errors)))
-        self.errors = tuple(errors)
-
-
 @dataclass
 class Outcome:
     """What became of a case: its measurements, or the problems that leave it out.
@@ -107,7 +94,7 @@ class Outcome:
     case: str
     patient: str
     cohort: str
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[CaseError] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
     tumor_mm3: float | None = None
     shape: tuple[int, ...] = ()
@@ -237,15 +224,14 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
             shutil.rmtree(folder)
         partial.rename(folder)
     except CaseError as error:
-        outcome.problems = [Problem(job.case, each.check, each.found, each.expected) for each in error.errors]
-    except VolumeError as error:
-        outcome.problems = [Problem(job.case, error.check, error.found, error.expected)]
+        outcome.problems = [each.at(job.case) for each in error.errors]
     except OSError:
         raise  # Inputs were read before: the disk of the output is full or lost, which is no fault of the case.
     except Exception as error:
         logger.debug("%s", job.case, exc_info=True)
         found = f"{type(error).__name__}: {one_line(error)}"
-        outcome.problems = [Problem(job.case, "unexpected error", found, "a case that can be read; please report this")]
+        expected = "a case that can be read; please report this"
+        outcome.problems = [CaseError("unexpected error", found, expected, case=job.case)]
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if outcome.problems and replaceable:
@@ -290,11 +276,8 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     Raises:
         CaseError: every problem found.
     """
-    case = outcome.case
-    volumes = {name: NiftiVolume(folder / prepared_name(case, name)) for name in names}
-    problems = grid_problems(case, volumes)
-    if problems:
-        raise CaseError([VolumeError(*problem[1:]) for problem in problems])
+    volumes = {name: NiftiVolume(folder / prepared_name(outcome.case, name)) for name in names}
+    refuse(grid_problems(volumes))
     shape, affine = volumes[names[0]].grid()
     outcome.shape = shape
     outcome.spacing = tuple(float(f"{size:.6g}") for size in np.linalg.norm(affine[:3, :3], axis=0))
@@ -303,11 +286,9 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
         outcome.facts.warnings.append(f"headers give no orientation, left and right are not known: {', '.join(lost)}")
     voxels = {name: volume.voxels() for name, volume in volumes.items()}
     mask = voxels.pop("label", None)
-    found = [image_problem(case, name, image) for name, image in voxels.items()]
-    found += [] if mask is None else [mask_problem(case, mask)]
-    errors = [VolumeError(*problem[1:]) for problem in found if problem is not None]
-    if errors:
-        raise CaseError(errors)
+    found = [image_problem(name, image) for name, image in voxels.items()]
+    found += [] if mask is None else [mask_problem(mask)]
+    refuse([problem for problem in found if problem is not None])
     errors = _modality_problems(voxels, outcome)
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
@@ -318,12 +299,11 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
             outcome.facts.warnings.append("no tumor: the mask is empty")
         else:
             expected = "a mask of the tumor; --keep-empty accepts cases without one"
-            errors.append(VolumeError("empty mask", "a mask without a voxel", expected))
-    if errors:
-        raise CaseError(errors)
+            errors.append(CaseError("empty mask", "a mask without a voxel", expected))
+    refuse(errors)
 
 
-def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[VolumeError]:
+def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[CaseError]:
     """Whether T2 is what it is called, as against each other modality of the case; the scores are shown."""
     if "T2" not in voxels:
         return []

@@ -1,7 +1,6 @@
-"""Writes the files of one case, `<case>_<name>.nii.gz`, from NIfTI volumes. DICOM studies are written by `studies.py`.
+"""Writes the files of one case, `<case>_<name>.nii.gz`, and brings its images onto one grid where that is needed.
 
-Nothing is normalized or cropped; a volume is resampled only where its own grid is another one and that was asked for.
-Finding cases goes to the sources, checking what was written to `preparation.py`. No torch here.
+Nothing is normalized or cropped.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import gzip
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,11 +19,36 @@ from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
 from scripts.data import checks
-from scripts.data.case import CaseError, Facts
-from scripts.data.datalist import Task, grid_problems, image_problem, prepared_name
+from scripts.data.case import Facts, Job
+from scripts.data.datalist import TASKS, Task, grid_problems, image_problem, prepared_name
 from scripts.data.registration.align import Alignment, align, resample
-from scripts.data.sources.sources import NiftiCase
-from scripts.data.volume import NiftiVolume, Volume, VolumeError
+from scripts.data.sources.nifti_case import NiftiCase
+from scripts.data.sources.table import Options
+from scripts.data.volume import CaseError, NiftiVolume, Volume, refuse
+
+
+def nifti_jobs(cases: Sequence[NiftiCase], options: Options, *, names: Sequence[str] | None = None) -> list[Job]:
+    """A job per case that was published as NIfTI.
+
+    Args:
+        cases: of one source.
+        options: task, register and label_values decide what is written.
+        names: what to write; None for the task's modalities and "label".
+    """
+    task = TASKS[options.task]
+    names = (*task.modalities, "label") if names is None else tuple(names)
+    said = {"task": options.task, "register": options.register, "label_values": options.label_values}
+    return [
+        Job(
+            case.case,
+            case.patient,
+            case.cohort,
+            nifti_files(case, names),
+            said,
+            partial(write_nifti_case, case, task, names, options.register),
+        )
+        for case in cases
+    ]
 
 
 def nifti_files(case: NiftiCase, names: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -47,9 +72,7 @@ def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register
         CaseError: a missing, unreadable or misplaced volume, or label values that are not the data set's.
     """
     volumes = _volumes(case, names)
-    problems = [] if register else grid_problems(case.case, volumes)
-    if problems:
-        raise CaseError([VolumeError(*problem[1:]) for problem in problems])
+    refuse([] if register else grid_problems(volumes))
     facts = Facts()
     if register:
         _write_registered(case, task, volumes, folder, facts)
@@ -87,11 +110,11 @@ def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, NiftiVolume]:
     missing = [name for name in names if name != "label" and name not in found]
     if missing:
         expected = ", ".join(name for name in names if name != "label")
-        raise CaseError([VolumeError("missing file", f"no {', '.join(missing)}", expected)])
+        raise CaseError("missing file", f"no {', '.join(missing)}", expected)
     volumes = {name: found[name] for name in names if name != "label"}
     if "label" in names:
         if case.label is None:
-            raise CaseError([VolumeError("missing file", "no segmentation", "one segmentation per case")])
+            raise CaseError("missing file", "no segmentation", "one segmentation per case")
         volumes["label"] = case.label
     return volumes
 
@@ -100,8 +123,8 @@ def _mask(case: NiftiCase, task: Task) -> NDArray[np.uint8]:
     assert case.label is not None and case.label_values is not None
     try:
         return case.label_values.mask(case.label.voxels(), task.structure)
-    except VolumeError as error:
-        raise CaseError([error.of("label")]) from error
+    except CaseError as error:
+        raise error.of("label") from error
 
 
 def _write_mask(
@@ -146,10 +169,10 @@ def _write_registered(
     for name in list(images)[1:]:
         write_image(together.images[name], together.affine, case.case, name, folder)
     if "label" in volumes:
-        owners = [n for n in images if not grid_problems(case.case, {n: images[n], "label": volumes["label"]})]
+        owners = [n for n in images if not grid_problems({n: images[n], "label": volumes["label"]})]
         if not owners:
             found = f"label of shape {volumes['label'].grid()[0]} on a grid of its own"
-            raise CaseError([VolumeError("shape", found, f"the grid of {' or '.join(images)}")])
+            raise CaseError("shape", found, f"the grid of {' or '.join(images)}")
         mask = together.mask(_mask(case, task), owners[0])
         together.check(mask)
         write_image(mask, together.affine, case.case, "label", folder)
@@ -195,8 +218,7 @@ class Together:
                 mask=tumor,
             )
         ]
-        if errors:
-            raise CaseError(errors)
+        refuse(errors)
 
     def mask(self, mask: NDArray[np.uint8], owner: str) -> NDArray[np.uint8]:
         """A mask drawn on one of the images as it was, on the common grid: where at least half of a voxel is inside."""
@@ -219,7 +241,7 @@ def bring_together(
         trust_grids: an image on the grid of the first already is taken as registered.
 
     Raises:
-        VolumeError: an image that cannot be read, or a registration that does not hold.
+        CaseError: an image that cannot be read, or a registration that does not hold.
     """
     (first, reference), *others = volumes.items()
     shape, affine = reference.grid()
@@ -228,7 +250,7 @@ def bring_together(
     for name, volume in others:
         moving, moving_affine = _readable(name, volume), volume.grid()[1]
         together.affines[name] = moving_affine
-        if trust_grids and not grid_problems("", {first: reference, name: volume}):
+        if trust_grids and not grid_problems({first: reference, name: volume}):
             together.images[name] = moving
             continue
         alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
@@ -244,11 +266,11 @@ def _readable(name: str, volume: Volume) -> NDArray:
     """Voxels of a volume, refused before anything is computed with them."""
     try:
         voxels = volume.voxels()
-    except VolumeError as error:
+    except CaseError as error:
         raise error.of(name) from error
-    problem = image_problem("", name, voxels)
+    problem = image_problem(name, voxels)
     if problem is not None:
-        raise VolumeError(problem.check, problem.found, problem.expected)
+        raise problem
     return voxels
 
 
@@ -256,7 +278,7 @@ def _air(voxels: NDArray) -> float:
     """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
     if checks.is_skull_stripped(voxels):
         return 0.0
-    air = voxels[~checks.foreground(voxels) & (voxels != 0)]
+    air = voxels[~checks.foreground(voxels, sampled=True) & (voxels != 0)]
     return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
 
 

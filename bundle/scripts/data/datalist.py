@@ -1,8 +1,4 @@
-"""The task table, datalist.json and its checks: what a prepared folder must look like before anything reads it.
-
-`prepare.py` writes with this module, everything downstream loads with it. Naming conventions and label values of
-published data sets belong in `sources.py`; reading into tensors belongs in the configs. No torch here.
-"""
+"""The task table, datalist.json and its checks: what a prepared folder must look like before anything reads it."""
 
 from __future__ import annotations
 
@@ -11,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import NiftiVolume, Problem, Volume, VolumeError
+from scripts.data.volume import CaseError, NiftiVolume, Volume
 from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
+MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 
 # Largest distance, in mm, between the same corner voxel of two volumes of one case.
 GRID_TOLERANCE_MM = 0.1
@@ -49,7 +46,7 @@ TASKS: dict[str, Task] = {
 
 Check = Literal["headers", "voxels"]
 
-# What to do about a failed check; the end of each line of a DatalistError.
+# What to do about a failed check; the end of each line of the message.
 _ADVICE = {
     "missing file": "prepare the case again or remove its entry",
     "unreadable file": "replace the file and prepare the case again",
@@ -69,42 +66,6 @@ _ADVICE = {
 }
 
 
-class DatalistError(ValueError):
-    """Everything that is wrong with a datalist, one problem per line.
-
-    Args:
-        path: the datalist.
-        problems: at least one.
-    """
-
-    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        super().__init__("\n".join([f"{path}: {count}", *(f"  {_line(problem)}" for problem in problems)]))
-
-
-@overload
-def load_datalist(
-    path: str | Path,
-    section: None = None,
-    check: Check | None = "headers",
-    *,
-    task: str | None = None,
-    require_target: bool = True,
-) -> dict[str, Any]: ...
-
-
-@overload
-def load_datalist(
-    path: str | Path,
-    section: str,
-    check: Check | None = "headers",
-    *,
-    task: str | None = None,
-    require_target: bool = True,
-) -> list[dict[str, Any]]: ...
-
-
 def load_datalist(
     path: str | Path,
     section: str | None = None,
@@ -112,8 +73,8 @@ def load_datalist(
     *,
     task: str | None = None,
     require_target: bool = True,
-) -> dict[str, Any] | list[dict[str, Any]]:
-    """Entries of one section with absolute paths, or the whole datalist without `section`.
+) -> Any:
+    """Entries of one section, a list, with absolute paths; without `section` the whole datalist, a dict.
 
     The structure of the whole file is always checked; the files only of what is returned.
 
@@ -126,36 +87,34 @@ def load_datalist(
 
     Raises:
         FileNotFoundError: no such datalist.
-        ValueError: unknown or empty section; a datalist of another task than `task`.
-        DatalistError: anything wrong with the content; lists every problem found.
+        ValueError: unknown or empty section; a datalist of another task than `task`; anything wrong with the content,
+            every problem on a line of its own.
     """
     path = Path(path)
     if section is not None and section not in SECTIONS:
         raise ValueError(f"{path}: unknown section {section!r}, expected one of {', '.join(SECTIONS)}")
-    datalist = _checked(path, SECTIONS if section is None else (section,), check, require_target=require_target)
-    if task is not None and datalist["task"] != task:
+    if check not in (None, "headers", "voxels"):
+        raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
+    content = _read(path)
+    _refuse(path, _structure_problems(content, require_target=require_target))
+    folder = path.resolve().parent
+    datalist = {name: [_absolute(entry, folder) for entry in content[name]] for name in SECTIONS}
+    if check is not None:
+        entries = [entry for name in (SECTIONS if section is None else (section,)) for entry in datalist[name]]
+        _refuse(path, [p for entry in entries for p in _file_problems(entry, TASKS[content["task"]], check)])
+    if task is not None and content["task"] != task:
         raise ValueError(
-            f"{path} is a datalist of task {datalist['task']!r}, expected {task!r}; give the data prepared for it, or "
+            f"{path} is a datalist of task {content['task']!r}, expected {task!r}; give the data prepared for it, or "
             "the configuration of the data's task"
         )
     if section is None:
-        return datalist
+        return {"task": content["task"], **datalist}
     if not datalist[section]:
         raise ValueError(
             f"{path}: section {section!r} is empty, expected at least one case; "
             "prepare more cases or give scripts.prepare another --split"
         )
     return datalist[section]
-
-
-def validate_datalist(path: str | Path, check: Check | None = "voxels") -> None:
-    """Check a datalist and, by default, every voxel of every file it names.
-
-    Raises:
-        FileNotFoundError: no such datalist.
-        DatalistError: lists every problem found.
-    """
-    _checked(Path(path), SECTIONS, check)
 
 
 def write_datalist(path: Path, task: str, sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
@@ -193,130 +152,108 @@ def prepared_name(case: str, name: str) -> str:
     return f"{case}_{name}.nii.gz"
 
 
-def grid_problems(case: str, volumes: Mapping[str, Volume]) -> list[Problem]:
+def grid_problems(volumes: Mapping[str, Volume]) -> list[CaseError]:
     """Open every volume of a case and compare its grid with that of the first.
 
     Args:
-        case: case id, for the messages.
         volumes: name to volume; nothing but headers is read.
     """
-    problems: list[Problem] = []
+    problems: list[CaseError] = []
     reference: tuple[str, tuple[int, ...], NDArray[np.float64]] | None = None
     for name, volume in volumes.items():
         try:
             shape, affine = volume.grid()
-        except VolumeError as error:
-            problems.append(Problem(case, error.check, f"{name}: {error.found}", error.expected))
+        except CaseError as error:
+            problems.append(error.of(name))
             continue
         if reference is None:
             reference = (name, shape, affine)
             continue
         first, first_shape, first_affine = reference
         if shape != first_shape:
-            problems.append(Problem(case, "shape", f"{name} {shape}", f"{first_shape} as {first}"))
+            problems.append(CaseError("shape", f"{name} {shape}", f"{first_shape} as {first}"))
             continue
         distance = corner_distance(shape, affine, first_affine)
         if not distance <= GRID_TOLERANCE_MM:
             expected = f"at most {GRID_TOLERANCE_MM} mm"
-            problems.append(Problem(case, "affine", f"{name} {distance:.3g} mm away from {first}", expected))
+            problems.append(CaseError("affine", f"{name} {distance:.3g} mm away from {first}", expected))
     return problems
 
 
-def image_problem(case: str, name: str, voxels: NDArray) -> Problem | None:
+def image_problem(name: str, voxels: NDArray) -> CaseError | None:
     """Whether an image holds NaN or infinity, or one value only."""
     if not np.isfinite(voxels).all():
         bad = int(voxels.size - np.isfinite(voxels).sum())
-        return Problem(case, "non-finite image", f"{name}: {bad} voxels of NaN or infinity", "finite intensities")
+        return CaseError("non-finite image", f"{name}: {bad} voxels of NaN or infinity", "finite intensities")
     lowest, highest = voxels.min(), voxels.max()
     if lowest == highest:
-        return Problem(case, "constant image", f"{name}: every voxel is {lowest:g}", "an image with contrast")
+        return CaseError("constant image", f"{name}: every voxel is {lowest:g}", "an image with contrast")
     return None
 
 
-def mask_problem(case: str, voxels: NDArray) -> Problem | None:
+def mask_problem(voxels: NDArray) -> CaseError | None:
     """Whether a mask holds anything but 0 and 1; all zero is legal: no tumor."""
     other = (voxels != 0) & (voxels != 1)
     if not other.any():
         return None
     values = np.unique(voxels[other])
-    return Problem(case, "mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
-
-
-def _checked(
-    path: Path, sections: Sequence[str], check: Check | None, *, require_target: bool = True
-) -> dict[str, Any]:
-    """The datalist with absolute paths, after all checks that were asked for."""
-    if check not in (None, "headers", "voxels"):
-        raise ValueError(f"check is {check!r}, expected 'headers', 'voxels' or None")
-    content = _read(path)
-    problems = _structure_problems(content, require_target=require_target)
-    if problems:
-        raise DatalistError(path, problems)
-    folder = path.resolve().parent
-    datalist: dict[str, Any] = {"task": content["task"]}
-    for section in SECTIONS:
-        datalist[section] = [_absolute(entry, folder) for entry in content[section]]
-    if check is not None:
-        for section in sections:
-            for entry in datalist[section]:
-                problems += _file_problems(entry, TASKS[content["task"]], check)
-    if problems:
-        raise DatalistError(path, problems)
-    return datalist
+    return CaseError("mask values", "label: {" + ", ".join(f"{v:g}" for v in values[:10]) + "}", "{0, 1}")
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such datalist, expected the datalist.json that scripts.prepare writes")
+    problem = None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        problem = Problem("datalist", "malformed JSON", str(error), "the JSON that scripts.prepare writes")
-        raise DatalistError(path, [problem]) from error
-    if not isinstance(content, dict):
-        problem = Problem("datalist", "malformed JSON", f"a {type(content).__name__}", "an object with sections")
-        raise DatalistError(path, [problem])
+        problem = CaseError("malformed JSON", str(error), "the JSON that scripts.prepare writes", case="datalist")
+    else:
+        if not isinstance(content, dict):
+            found = f"a {type(content).__name__}"
+            problem = CaseError("malformed JSON", found, "an object with sections", case="datalist")
+    _refuse(path, [] if problem is None else [problem])
     return content
 
 
-def _structure_problems(content: dict[str, Any], *, require_target: bool) -> list[Problem]:
+def _structure_problems(content: dict[str, Any], *, require_target: bool) -> list[CaseError]:
     """Everything that can be told from the JSON alone."""
     problems = []
     task = content.get("task")
     if not isinstance(task, str) or task not in TASKS:
-        problems.append(Problem("datalist", "task", repr(task), " or ".join(TASKS)))
+        problems.append(CaseError("task", repr(task), " or ".join(TASKS), case="datalist"))
     for name in content:
         if name not in ("task", *SECTIONS):
-            problems.append(Problem("datalist", "unknown section", repr(name), ", ".join(SECTIONS)))
+            problems.append(CaseError("unknown section", repr(name), ", ".join(SECTIONS), case="datalist"))
     cases: dict[str, str] = {}
     patients: dict[str, str] = {}
     for section in SECTIONS:
         entries = content.get(section)
         if entries is None:
-            problems.append(Problem("datalist", "missing key", f"no {section!r}", "a list, which may be empty"))
+            problems.append(CaseError("missing key", f"no {section!r}", "a list, which may be empty", case="datalist"))
             continue
         if not isinstance(entries, list):
-            problems.append(Problem("datalist", "entry", f"{section!r} is a {type(entries).__name__}", "a list"))
+            problems.append(CaseError("entry", f"{section!r} is a {type(entries).__name__}", "a list", case="datalist"))
             continue
         for index, entry in enumerate(entries):
             place = f"{section}[{index}]"
             if not isinstance(entry, dict):
-                problems.append(Problem(place, "entry", f"a {type(entry).__name__}", "an object"))
+                problems.append(CaseError("entry", f"a {type(entry).__name__}", "an object", case=place))
                 continue
             known = TASKS.get(task) if isinstance(task, str) else None
             problems += _entry_problems(place, entry, known, require_target=require_target)
             case, patient = entry.get("case"), entry.get("patient")
             if isinstance(case, str):
                 if case in cases:
-                    problems.append(Problem(case, "duplicate case", f"{cases[case]} and {place}", "one entry"))
+                    problems.append(CaseError("duplicate case", f"{cases[case]} and {place}", "one entry", case=case))
                 cases.setdefault(case, place)
             if isinstance(patient, str) and patients.setdefault(patient, section) != section:
                 found = f"patient {patient} in {patients[patient]} and {section}"
-                problems.append(Problem(str(case), "patient in two splits", found, "one section per patient"))
+                problems.append(CaseError("patient in two splits", found, "one section per patient", case=str(case)))
     return problems
 
 
-def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, require_target: bool) -> list[Problem]:
+def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, require_target: bool) -> list[CaseError]:
     """Keys and types of one entry; `task` is None when the datalist names no known one."""
     name = entry["case"] if isinstance(entry.get("case"), str) else place
     problems = []
@@ -324,39 +261,38 @@ def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, req
         if key not in entry:
             if key == "target" and not require_target:
                 continue
-            problems.append(Problem(name, "missing key", f"no {key!r}", "case, patient, image, target, label"))
+            problems.append(CaseError("missing key", f"no {key!r}", "case, patient, image, target, label", case=name))
         elif key != "image" and (not isinstance(entry[key], str) or not entry[key]):
-            problems.append(Problem(name, "entry", f"{key} is {entry[key]!r}", "a non-empty string"))
+            problems.append(CaseError("entry", f"{key} is {entry[key]!r}", "a non-empty string", case=name))
     if "image" in entry:
         image = entry["image"]
         if not isinstance(image, list) or not all(isinstance(item, str) and item for item in image):
-            problems.append(Problem(name, "entry", f"image is {image!r}", "a list of file names"))
+            problems.append(CaseError("entry", f"image is {image!r}", "a list of file names", case=name))
         elif task is not None and len(image) != len(task.image):
             expected = f"{len(task.image)} ({', '.join(task.image)})"
-            problems.append(Problem(name, "source files", f"{len(image)} source files", expected))
+            problems.append(CaseError("source files", f"{len(image)} source files", expected, case=name))
     return problems
 
 
-def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[Problem]:
+def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[CaseError]:
     """Checks of one entry's files; an image that has no header to speak of is not read again."""
-    case = entry["case"]
     volumes = {name: NiftiVolume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
     if "target" in entry:
         volumes[task.target] = NiftiVolume(Path(entry["target"]))
     volumes["label"] = NiftiVolume(Path(entry["label"]))
-    problems = grid_problems(case, volumes)
+    problems = grid_problems(volumes)
     if check == "headers" or problems:
-        return problems
+        return [problem.at(entry["case"]) for problem in problems]
     for name, volume in volumes.items():
         try:
             voxels = volume.voxels()
-        except VolumeError as error:
-            problems.append(Problem(case, error.check, f"{name}: {error.found}", error.expected))
+        except CaseError as error:
+            problems.append(error.of(name))
             continue
-        problem = mask_problem(case, voxels) if name == "label" else image_problem(case, name, voxels)
+        problem = mask_problem(voxels) if name == "label" else image_problem(name, voxels)
         if problem is not None:
             problems.append(problem)
-    return problems
+    return [problem.at(entry["case"]) for problem in problems]
 
 
 def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -373,6 +309,12 @@ def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: ND
     return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
-def _line(problem: Problem) -> str:
-    advice = _ADVICE.get(problem.check, "correct it")
-    return f"{problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}; {advice}"
+def _refuse(path: Path, problems: Sequence[CaseError]) -> None:
+    """Raise everything that is wrong with a datalist, one problem per line; nothing happens where there is nothing."""
+    if not problems:
+        return
+    lines = [f"{path}: {len(problems)} problem" + ("s" if len(problems) > 1 else "")]
+    for problem in problems:
+        advice = _ADVICE.get(problem.check, "correct it")
+        lines.append(f"  {problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}; {advice}")
+    raise ValueError("\n".join(lines))

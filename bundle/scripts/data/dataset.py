@@ -1,8 +1,4 @@
-"""Puts the cases of a source, or phantoms, together into a data folder: sections, lists, and a page to look at.
-
-What is decided over all cases: who is in which section, copies, what is left out. One case is written, checked and
-found finished by `data/preparation.py`; the command line is in `prepare.py`. No torch here.
-"""
+"""Puts the cases of a source, or phantoms, together into a data folder: sections, lists, and a page to look at."""
 
 from __future__ import annotations
 
@@ -10,16 +6,19 @@ import csv
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from scripts.data.case import Outcome, run_jobs
-from scripts.data.datalist import SECTIONS, TASKS, datalist_entry, write_datalist
-from scripts.data.page import OverviewCase, draw_case, write_overview
-from scripts.data.phantom.make import SIZES, phantom_kind
-from scripts.data.sources.jobs import Found, Options, case_names, find_jobs, phantom_jobs
-from scripts.data.sources.sources import MODALITIES
+import numpy as np
+
+from scripts.data.case import Draw, Facts, Job, Outcome, run_jobs
+from scripts.data.conversion import write_image
+from scripts.data.datalist import MODALITIES, SECTIONS, TASKS, datalist_entry, write_datalist
+from scripts.data.page import write_overview
+from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
+from scripts.data.sources.table import Found, Options, case_names, find_cases
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
-from scripts.data.volume import Problem
+from scripts.data.volume import CaseError
 from scripts.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ def prepare_source(
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     overwrite: bool = False,
+    draw: Draw | None = None,
 ) -> dict[str, int]:
     """Prepare every usable case of a data set.
 
@@ -51,6 +51,7 @@ def prepare_source(
         seed: of the split.
         overwrite: replace the datalist of an earlier run into `output`; its finished cases are used again where
             neither input nor options changed.
+        draw: makes the picture of a case; None for none.
 
     Returns:
         Number of cases per section (under "scans" where there are no sections), and under "excluded" of those left out.
@@ -73,21 +74,19 @@ def prepare_source(
         sections = read_split(split, {job.case: job.patient for job in jobs}, [p.case for p in found.problems])
         absent = [job for job in jobs if job.case not in sections]
         found.problems += [
-            Problem(job.case, "not in split", f"no row in {split}", "one row per case") for job in absent
+            CaseError("not in split", f"no row in {split}", "one row per case", case=job.case) for job in absent
         ]
         jobs = [job for job in jobs if job.case in sections]
     _start_output(output, overwrite)
     names = case_names(source, options.task)
     keep_empty = options.keep_empty or TASKS[options.task].structure == "enhancing tumor"
-    outcomes = run_jobs(
-        jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw_case
-    )
+    outcomes = run_jobs(jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw)
     _refuse_copies(outcomes, output)
     problems = found.problems + [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
     _tell_leftovers(output, usable)
     if found.scans:
-        scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options)
+        scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options, draw)
         problems += left_out
         if not jobs:
             _tell_excluded(output, problems)
@@ -110,7 +109,7 @@ def find_source(source: str, folders: Sequence[Path], options: Options) -> Found
     Raises:
         ValueError: nothing that looks like the source.
     """
-    found = find_jobs(source, folders, options)
+    found = find_cases(source, folders, options)
     if not found.jobs and not found.problems and not found.scans:
         shown = ", ".join(map(str, folders))
         raise ValueError(f"{shown}: no {source} case found; docs/data.md lists the file names that are understood")
@@ -129,6 +128,7 @@ def prepare_phantoms(
     without_tumor: float = 0.15,
     workers: int = 1,
     overwrite: bool = False,
+    draw: Draw | None = None,
 ) -> dict[str, int]:
     """Write phantoms, numbered through all sections; the same arguments give the same files.
 
@@ -140,7 +140,7 @@ def prepare_phantoms(
         size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
         workers: processes; a phantom of real size takes about 1 GB in each.
-        overwrite: as in `prepare_source`.
+        overwrite, draw: as in `prepare_source`.
 
     Returns:
         Number of cases per section, and under "excluded" of those left out.
@@ -165,13 +165,37 @@ def prepare_phantoms(
     order = [section for section in SECTIONS for _ in range(counts[section])]
     # Without a tumor are the numbers at which the expected count passes a whole number.
     tumors = [int((i + 1) * without_tumor) == int(i * without_tumor) for i in range(len(order))]
-    jobs = phantom_jobs(task, [seed * 100_000 + i for i in range(len(order))], tumors, *SIZES[(kind, size)])
+    jobs = [
+        _phantom_job(index, task, seed * 100_000 + index, tumor, *SIZES[(kind, size)])
+        for index, tumor in enumerate(tumors)
+    ]
     names = case_names("phantom", task)
-    outcomes = run_jobs(jobs, output, names, title="phantom", workers=workers, keep_empty=True, draw=draw_case)
+    outcomes = run_jobs(jobs, output, names, title="phantom", workers=workers, keep_empty=True, draw=draw)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     sections = {job.case: section for job, section in zip(jobs, order, strict=True)}
     usable = [outcome for outcome in outcomes if not outcome.problems]
     return _finish(output, "phantom", task, _by_section(usable, sections), problems)
+
+
+def _phantom_job(
+    index: int, task: str, seed: int, tumor: bool, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> Job:
+    case = f"phantom_{task}_{index:04d}"
+    options = {"seed": seed, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
+    write = partial(_write_phantom, case, task, seed, tumor, shape, spacing)
+    return Job(case, case, "phantom", {}, options, write)
+
+
+def _write_phantom(
+    case: str, task: str, seed: int, tumor: bool, shape: tuple[int, ...], spacing: tuple[float, ...], folder: Path
+) -> Facts:
+    phantom = make_phantom(seed, task=task, shape=shape, spacing=spacing, tumor=tumor)
+    for modality in TASKS[task].modalities:
+        # Rounded to int16, as scanners store them; it also compresses.
+        voxels = np.rint(phantom.images[modality]).astype(np.int16)
+        write_image(voxels, phantom.affine, case, modality, folder)
+    write_image(phantom.label, phantom.affine, case, "label", folder)
+    return Facts()
 
 
 def _refuse_copies(outcomes: Sequence[Outcome], output: Path) -> None:
@@ -182,7 +206,7 @@ def _refuse_copies(outcomes: Sequence[Outcome], output: Path) -> None:
             owner = owners.setdefault((role, digest), outcome)
             if role in MODALITIES and owner.patient != outcome.patient and not outcome.problems:
                 found = f"the {role} of {owner.case}, patient {owner.patient}"
-                outcome.problems.append(Problem(outcome.case, "same image", found, "one patient per image"))
+                outcome.problems.append(CaseError("same image", found, "one patient per image", case=outcome.case))
                 shutil.rmtree(output / outcome.case)
 
 
@@ -197,13 +221,13 @@ def _tell_leftovers(output: Path, usable: Sequence[Outcome]) -> None:
         )
 
 
-def _prepare_scans(found: Found, output: Path, options: Options) -> tuple[int, list[Problem]]:
+def _prepare_scans(found: Found, output: Path, options: Options, draw: Draw | None) -> tuple[int, list[CaseError]]:
     """Scans for inference alone, in a folder of their own; how many there are, and what leaves others out."""
     output.mkdir(exist_ok=True)
-    outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, draw=draw_case)
+    outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, draw=draw)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
-    _write_page(output, "scans without truth", {"scans": usable}, problems)
+    write_overview(output / "overview.html", "scans without truth", {"scans": usable}, problems)
     return len(usable), problems
 
 
@@ -259,7 +283,7 @@ def _start_output(output: Path, overwrite: bool) -> None:
 
 
 def _finish(
-    output: Path, source: str, task: str, sections: Mapping[str, list[Outcome]], problems: Sequence[Problem]
+    output: Path, source: str, task: str, sections: Mapping[str, list[Outcome]], problems: Sequence[CaseError]
 ) -> dict[str, int]:
     """Write excluded.csv, cases.csv, the page and, last, datalist.json.
 
@@ -268,7 +292,7 @@ def _finish(
     """
     _tell_excluded(output, problems)
     counts = {name: len(outcomes) for name, outcomes in sections.items()}
-    _write_page(output, f"{source}, task {task}", sections, problems)
+    write_overview(output / "overview.html", f"{source}, task {task}", sections, problems)
     if not any(counts.values()):
         raise ValueError(f"none of the cases can be used; {output / 'excluded.csv'} says why for each")
     warned = [o.case for outcomes in sections.values() for o in outcomes if o.facts.warnings]
@@ -302,30 +326,11 @@ def _row(outcome: Outcome, section: str) -> dict[str, object]:
     }
 
 
-def _tell_excluded(output: Path, problems: Sequence[Problem]) -> None:
+def _tell_excluded(output: Path, problems: Sequence[CaseError]) -> None:
     """Write excluded.csv, and the same to the log."""
     for problem in problems:
-        logger.warning("%s left out: %s: found %s; expected %s", *problem)
+        logger.warning("%s left out: %s: found %s; expected %s", *problem.row)
     with whole_file(output / "excluded.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(Problem._fields)
-        writer.writerows(problems)
-
-
-def _write_page(output: Path, title: str, sections: Mapping[str, list[Outcome]], problems: Sequence[Problem]) -> None:
-    shown = [
-        OverviewCase(
-            case=outcome.case,
-            patient=outcome.patient,
-            cohort=outcome.cohort,
-            section=name,
-            tumor_mm3=outcome.tumor_mm3,
-            shape=outcome.shape,
-            spacing=outcome.spacing,
-            facts=outcome.facts.shown,
-            warnings=tuple(outcome.facts.warnings),
-        )
-        for name, outcomes in sections.items()
-        for outcome in outcomes
-    ]
-    write_overview(output / "overview.html", title, shown, problems)
+        writer.writerow(CaseError.COLUMNS)
+        writer.writerows(problem.row for problem in problems)

@@ -1,16 +1,12 @@
-"""Finds the scans to run inference on: a file or a folder, with a case's modalities as siblings by name.
-
-No torch, no reading of voxels. Datalists for training and evaluation go to `datalist.py`.
-"""
+"""Finds the scans to run inference on: a file or a folder, with a case's modalities as siblings by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.data.datalist import TASKS
+from scripts.data.datalist import MODALITIES, TASKS
 
 SUFFIXES = (".nii.gz", ".nii")
-MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 NOT_INPUTS = ("label", "seg", "pred", "synthetic", "error", "coarse")
 
 

@@ -1,7 +1,6 @@
 """The record of a prepared case, `<case>/<case>.json`: what it was made from, and checksums of what was written.
 
-It says whether a case is finished, whether its folder is ours, and whether somebody has changed it. Running cases goes
-to `preparation.py`. No torch here.
+It says whether a case is finished, whether its folder is ours, and whether somebody has changed it.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.volume import CaseError, one_line
 from scripts.files import sha256
 
 # Part of every record: raise it when the same input gives other files, and cases of older versions are made again.
 VERSION = 1
-
-
-class ForeignFolderError(ValueError):
-    """A folder of a case's name that is not ours: it must not be replaced, so the run ends."""
 
 
 def digest_inputs(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
@@ -30,7 +25,7 @@ def digest_inputs(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
         files: role, such as a modality, to the files in their order.
 
     Raises:
-        VolumeError: a file that cannot be read.
+        CaseError: a file that cannot be read.
     """
     digests = {}
     for role, paths in files.items():
@@ -39,7 +34,7 @@ def digest_inputs(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
             try:
                 whole.update(sha256(path).encode())
             except OSError as error:
-                raise VolumeError("unreadable file", f"{path}: {one_line(error)}", "a file that can be read") from error
+                raise CaseError("unreadable file", f"{path}: {one_line(error)}", "a file that can be read") from error
         digests[role] = whole.hexdigest()
     return digests
 
@@ -48,7 +43,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """The record in a case's folder; None where there is no such folder.
 
     Raises:
-        ForeignFolderError: the folder is there without a record of ours.
+        ValueError: the folder is there without a record of ours; it must not be replaced, so the run ends.
     """
     if not folder.exists():
         return None
@@ -58,7 +53,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise ForeignFolderError(
+    raise ValueError(
         f"{folder} is there and was not written by scripts.prepare, or has lost its record {folder.name}.json: move it "
         "away or name another --output"
     )
@@ -68,13 +63,13 @@ def is_complete(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether every file of the record is there and still what was written.
 
     Raises:
-        VolumeError: a file is there and was changed since, by hand or by damage; it must not be lost.
+        CaseError: a file is there and was changed since, by hand or by damage; it must not be lost.
     """
     there = [name for name in record["files"] if (folder / name).is_file()]
     for name in there:
         if sha256(folder / name) != record["files"][name]:
             expected = "the file as it was written; move the folder away to have the case made again"
-            raise VolumeError("changed file", f"{folder.name}/{name} was changed after it was prepared", expected)
+            raise CaseError("changed file", f"{folder.name}/{name} was changed after it was prepared", expected)
     return len(there) == len(record["files"])
 
 

@@ -1,7 +1,6 @@
 """Which patient is in training, validation or testing: drawn by stratified blocks, or read from a split file.
 
-Everything here is decided per patient, so that cases of one patient never part. Where cases come from belongs in
-`sources.py`, what is written per case in `datalist.py`. No torch here.
+Everything here is decided per patient, so that cases of one patient never part.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""One 3-D volume on disk, whatever its format: the protocol, the errors, and NIfTI. DICOM series are in `series.py`.
+"""One 3-D volume on disk, whatever its format: the protocol, the error, and NIfTI.
 
-A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets. No
-torch here, and nothing is written.
+A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 # What nibabel raises, depending on where a damaged file breaks.
 _READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
 
+
+# LPS, as DICOM and ITK have it, to RAS+, as NIfTI has it; and back.
+LPS_TO_RAS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 # Sizes of voxels that occur, mm; what lies beyond is a damaged or wrongly scaled header.
 SPACING_MM = (0.05, 20.0)
@@ -39,29 +42,54 @@ FORMS_AGREE_MM = 0.3
 _GZIP_MOST = 1032
 
 
-class Problem(NamedTuple):
-    """One failed check of one case; also one row of excluded.csv."""
+class CaseError(ValueError):
+    """Why a case cannot be used: one failed check, and a row of excluded.csv.
 
-    case: str
-    check: str
-    found: str
-    expected: str
+    Args:
+        check: its name.
+        found: what is there.
+        expected: what should be; after a semicolon, what to do.
+        case: the case's name, filled in where it becomes known; no part of the message.
+    """
 
+    COLUMNS = ("case", "check", "found", "expected")
 
-class VolumeError(ValueError):
-    """A volume that cannot be used; carries what `Problem` needs."""
+    def __init__(self, check: str, found: str, expected: str, *, case: str = "") -> None:
+        super().__init__(check, found, expected)
+        self.check, self.found, self.expected, self.case = check, found, expected, case
+        self.others: tuple[CaseError, ...] = ()
 
-    def __init__(self, check: str, found: str, expected: str) -> None:
-        super().__init__(f"{check}: found {found}, expected {expected}")
-        self.check, self.found, self.expected = check, found, expected
+    def __str__(self) -> str:
+        return "; ".join(f"{error.check}: found {error.found}, expected {error.expected}" for error in self.errors)
 
-    def of(self, name: str) -> VolumeError:
+    @property
+    def errors(self) -> tuple[CaseError, ...]:
+        """This error and those that `refuse` raised with it."""
+        return (self, *self.others)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Values of `COLUMNS`."""
+        return self.case, self.check, self.found, self.expected
+
+    def of(self, name: str) -> CaseError:
         """The same error, told of one volume or file among several."""
-        return VolumeError(self.check, f"{name}: {self.found}", self.expected)
+        return CaseError(self.check, f"{name}: {self.found}", self.expected)
+
+    def at(self, case: str) -> CaseError:
+        """The same error, told of a case; without traceback, which would keep voxels in memory."""
+        return CaseError(self.check, self.found, self.expected, case=case)
+
+
+def refuse(errors: Sequence[CaseError]) -> None:
+    """Raise everything that is wrong with a case as one error; nothing happens where there is nothing."""
+    if errors:
+        errors[0].others = tuple(errors[1:])
+        raise errors[0]
 
 
 class Volume(Protocol):
-    """A 3-D volume that can be asked for its grid, its voxels and its files; everything else may raise VolumeError."""
+    """A 3-D volume that can be asked for its grid, its voxels and its files; everything else may raise CaseError."""
 
     def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         """Shape (X, Y, Z) and 4x4 affine (voxel index to mm, RAS+), from headers alone."""
@@ -95,28 +123,28 @@ class NiftiVolume:
         """Header and lazy voxels of the file, dimensions and data type checked.
 
         Raises:
-            VolumeError: missing or unreadable file, or not the dimensions that are meant.
+            CaseError: missing or unreadable file, or not the dimensions that are meant.
         """
         if not self.path.is_file():
-            raise VolumeError("missing file", f"no file {self.path}", "a NIfTI file")
+            raise CaseError("missing file", f"no file {self.path}", "a NIfTI file")
         try:
             image = nib.load(self.path)
         except _READ_ERRORS as error:
-            raise VolumeError("unreadable file", f"{self.path.name}: {one_line(error)}", "a NIfTI file") from error
+            raise CaseError("unreadable file", f"{self.path.name}: {one_line(error)}", "a NIfTI file") from error
         if not isinstance(image, nib.Nifti1Image):
-            raise VolumeError("unreadable file", f"{self.path.name}: {type(image).__name__}", "a NIfTI file")
+            raise CaseError("unreadable file", f"{self.path.name}: {type(image).__name__}", "a NIfTI file")
         shape = tuple(image.shape)
         if self.channel is None and len(shape) != 3:
-            raise VolumeError("not 3-D", f"{self.path.name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
+            raise CaseError("not 3-D", f"{self.path.name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
         if self.channel is not None and (len(shape) != 4 or shape[3] != self.channels):
-            raise VolumeError(
+            raise CaseError(
                 "wrong channels", f"{self.path.name}: shape {shape}", f"a 4-D volume with {self.channels} channels"
             )
         dtype = np.dtype(image.get_data_dtype())
         if dtype.names is not None:
-            raise VolumeError("color image", f"{self.path.name}: data type {dtype}", "one number per voxel")
+            raise CaseError("color image", f"{self.path.name}: data type {dtype}", "one number per voxel")
         if dtype.kind not in "biuf":
-            raise VolumeError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
+            raise CaseError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
         self._check_size(shape, dtype)
         self._check_affine(image)
         self._check_forms(image)
@@ -128,26 +156,26 @@ class NiftiVolume:
         most = size * _GZIP_MOST if self.path.name.endswith(".gz") else size
         if min(shape) < 1 or announced > most:
             found = f"{self.path.name}: {size} bytes for shape {shape}"
-            raise VolumeError("unreadable file", found, "a complete NIfTI file")
+            raise CaseError("unreadable file", found, "a complete NIfTI file")
 
     def _check_affine(self, image: nib.Nifti1Image) -> None:
         """Positive spacings within `SPACING_MM`, axes that are not skewed, and an affine that agrees with the sizes."""
         columns = np.asarray(image.affine, dtype=np.float64)[:3, :3]
         spacing = np.linalg.norm(columns, axis=0)
         if not np.isfinite(image.affine).all() or not (spacing > 0).all():
-            raise VolumeError("orientation", f"{self.path.name}: affine {np.asarray(image.affine).tolist()}", "numbers")
+            raise CaseError("orientation", f"{self.path.name}: affine {np.asarray(image.affine).tolist()}", "numbers")
         shown = " x ".join(f"{size:.4g}" for size in spacing)
         if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
             expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
-            raise VolumeError("spacing", f"{self.path.name}: voxels of {shown} mm", expected)
+            raise CaseError("spacing", f"{self.path.name}: voxels of {shown} mm", expected)
         skew = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
         if skew > AXIS_TOLERANCE:
             found = f"{self.path.name}: axes whose cosine is {skew:.3g}"
-            raise VolumeError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
+            raise CaseError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
         zooms = np.asarray(image.header.get_zooms()[:3], dtype=np.float64)
         if not np.allclose(zooms, spacing, rtol=_SPACING_RTOL):
             found = f"{self.path.name}: pixdim {' x '.join(f'{size:.4g}' for size in zooms)}, affine {shown} mm"
-            raise VolumeError("spacing", found, "a header that gives one size of the voxels")
+            raise CaseError("spacing", found, "a header that gives one size of the voxels")
 
     def _check_forms(self, image: nib.Nifti1Image) -> None:
         """sform and qform that agree where a file has both: programs differ in which one they take."""
@@ -160,7 +188,7 @@ class NiftiVolume:
         if not distance <= FORMS_AGREE_MM:  # also where it is no number
             found = f"{self.path.name}: sform and qform differ by {distance:.3g} mm"
             expected = f"both to give a voxel one place, within {FORMS_AGREE_MM} mm; correct or remove the wrong one"
-            raise VolumeError("affine", found, expected)
+            raise CaseError("affine", found, expected)
 
     def oriented(self) -> bool:
         """Whether the file says how its axes lie in the patient: sform or qform has a code other than 0.
@@ -168,7 +196,7 @@ class NiftiVolume:
         Without, the affine is a guess from the sizes of the voxels, and left and right are unknown.
 
         Raises:
-            VolumeError: as `open`.
+            CaseError: as `open`.
         """
         header = self.open().header
         return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
@@ -186,7 +214,7 @@ class NiftiVolume:
         """The 3-D array, scaled as the header says.
 
         Raises:
-            VolumeError: as `open`, and when the file ends too early.
+            CaseError: as `open`, and when the file ends too early.
         """
         return self._read(scaled=True)
 
@@ -203,7 +231,7 @@ class NiftiVolume:
             return np.asanyarray(proxy if self.channel is None else proxy[..., self.channel])
         except (*_READ_ERRORS, MemoryError) as error:
             found = f"{self.path.name}: {one_line(error)}"
-            raise VolumeError("unreadable file", found, "a complete NIfTI file") from error
+            raise CaseError("unreadable file", found, "a complete NIfTI file") from error
 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:

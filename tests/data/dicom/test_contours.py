@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from scripts.data.dicom.contours import Structure, contour_gaps, contour_volume, overlap, structure_mask
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 SHAPE = (96, 96, 30)
 OBLIQUE = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
@@ -52,9 +52,9 @@ def volumes(contours: list[NDArray], affine: NDArray, shape: tuple[int, ...] = S
     return structure_mask(structure, shape, affine).sum() * voxel, contour_volume(structure, slice_spacing=spacing)
 
 
-def error_of(call: Callable[[], object]) -> VolumeError:
-    """The VolumeError that a call raises."""
-    with pytest.raises(VolumeError) as info:
+def error_of(call: Callable[[], object]) -> CaseError:
+    """The CaseError that a call raises."""
+    with pytest.raises(CaseError) as info:
         call()
     return info.value
 

@@ -25,15 +25,15 @@ from scipy.spatial.transform import Rotation
 
 from scripts.data.dicom.contours import Structure, structure_mask
 from scripts.data.dicom.rtstruct import DEFAULT_TUMOR_NAMES, choose_structure, read_contours_json, read_rtstruct
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 TURNED = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
 OBLIQUE = grid_affine(origin=(10, -20, 30), rotation=TURNED)
 
 
-def error_of(call: Callable[[], object]) -> VolumeError:
-    """The VolumeError that a call raises."""
-    with pytest.raises(VolumeError) as info:
+def error_of(call: Callable[[], object]) -> CaseError:
+    """The CaseError that a call raises."""
+    with pytest.raises(CaseError) as info:
         call()
     return info.value
 
@@ -327,7 +327,7 @@ def test_damaged_rtstruct_never_raises_anything_else(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             structure_mask(choose_structure(read_rtstruct(path).structures), (8, 8, 8), UNIT)
-        except VolumeError:
+        except CaseError:
             refused += 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

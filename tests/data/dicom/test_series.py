@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000
 
 from scripts.data.dicom.folder import scan
 from scripts.data.dicom.series import Series
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 PLANES = ("axial", "oblique", "sagittal", "coronal")
 CORNERS = [[x, y, z] for x in (0, SMALL[0] - 1) for y in (0, SMALL[1] - 1) for z in (0, SMALL[2] - 1)]
@@ -204,7 +204,7 @@ def test_slice_damaged_after_the_scan(
     made = write_small(tmp_path)
     series = one_series(tmp_path)
     change(made.paths[2])
-    with pytest.raises(VolumeError, match=message) as raised:
+    with pytest.raises(CaseError, match=message) as raised:
         series.voxels()
     assert raised.value.check == check
     assert "\n" not in str(raised.value)
@@ -212,7 +212,7 @@ def test_slice_damaged_after_the_scan(
 
 def test_sizes_that_the_file_cannot_hold(tmp_path: Path) -> None:
     write_small(tmp_path, Rows=60000, Columns=60000)
-    with pytest.raises(VolumeError, match="for 7200000000 bytes of pixels"):
+    with pytest.raises(CaseError, match="for 7200000000 bytes of pixels"):
         one_series(tmp_path).voxels()
 
 
@@ -223,7 +223,7 @@ def test_rescale_that_means_nothing(tmp_path: Path, slope: float, intercept: flo
         content = made.paths[2].read_bytes()
         where = content.index(b"\x28\x00\x52\x10DS") + 8
         made.paths[2].write_bytes(content[:where] + b"x" + content[where + 1 :])
-    with pytest.raises(VolumeError) as raised:
+    with pytest.raises(CaseError) as raised:
         one_series(tmp_path).voxels()
     assert raised.value.check == "rescale"
 
@@ -253,7 +253,7 @@ def test_random_damage_ends_in_a_volume_error_or_a_volume(tmp_path: Path, kind: 
             try:
                 shape, affine = series.grid()
                 read = series.voxels()
-            except VolumeError as error:
+            except CaseError as error:
                 assert "\n" not in str(error)
                 outcomes["refused"] += 1
                 continue

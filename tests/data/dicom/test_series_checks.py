@@ -14,7 +14,7 @@ from pydicom.uid import JPEG2000Lossless
 
 from scripts.data.dicom.folder import scan
 from scripts.data.dicom.series import Series
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 
 def one_series(folder: Path) -> Series:
@@ -30,7 +30,7 @@ def checks(folder: Path) -> dict[str, str]:
     problems = series.problems()
     if problems:
         for method in (series.grid, series.voxels):
-            with pytest.raises(VolumeError) as raised:
+            with pytest.raises(CaseError) as raised:
                 method()
             assert str(raised.value) == str(problems[0])
     assert len({problem.check for problem in problems}) == len(problems)

@@ -1,6 +1,6 @@
 """Tests of scripts.data.registration.register: images of ITK, shared information, and rigid registration itself.
 
-Which of several transforms is taken is tested in test_alignment.py.
+Which of several transforms is taken is tested in test_align.py.
 """
 
 import math
@@ -13,7 +13,6 @@ from made.moves import center_of, displaced, rigid
 from scripts.data.phantom.make import make_phantom
 from scripts.data.registration import register as registration
 from scripts.data.registration.register import (
-    LPS,
     MOST_RESIDUAL_MM,
     matrix_of,
     moved,
@@ -23,7 +22,7 @@ from scripts.data.registration.register import (
     shared_information,
     to_sitk,
 )
-from scripts.data.volume import VolumeError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 GRID = np.diag((2.0, 2.0, 2.0, 1.0))
 
@@ -65,7 +64,7 @@ def test_types_that_itk_lacks_are_converted():
 
 @pytest.mark.parametrize("diagonal", [(1, 0, 1, 1), (1, math.nan, 1, 1)])
 def test_flat_or_broken_affine_is_refused(diagonal):
-    with pytest.raises(VolumeError, match="three independent axes") as error:
+    with pytest.raises(CaseError, match="three independent axes") as error:
         to_sitk(np.zeros((2, 2, 2)), np.diag(diagonal))
     assert error.value.check == "affine"
 
@@ -101,7 +100,7 @@ def test_points_lie_within_voxels_of_the_foreground():
     voxels[5:15, 4:8, 2:6] = 100
     affine = np.array([[0, -2, 0, 10], [0.5, 0, 0, -20], [0, 0, -3, 30], [0, 0, 0, 1]], dtype=float)
     scan = sample_foreground(voxels, affine)
-    indices = moved(scan.points, np.linalg.inv(LPS @ affine))
+    indices = moved(scan.points, np.linalg.inv(LPS_TO_RAS @ affine))
     # Half a voxel around the first and the last of the block.
     assert indices.min(axis=0) == pytest.approx((4.5, 3.5, 1.5), abs=0.01)
     assert indices.max(axis=0) == pytest.approx((14.5, 7.5, 5.5), abs=0.01)
@@ -140,7 +139,7 @@ def test_known_displacement_is_found(case):
     moving = displaced(case.images["ceT1"], case.affine, truth)
     transform, residual = registered(case.images["T2"], case.affine, moving, case.affine)
     assert 0 < residual < 1
-    tumor = moved(np.argwhere(case.label)[::100], LPS @ case.affine)
+    tumor = moved(np.argwhere(case.label)[::100], LPS_TO_RAS @ case.affine)
     # The series of a phantom lie some 0.3 mm apart by themselves.
     errors = moved(tumor, matrix_of(transform)) - moved(tumor, matrix_of(truth))
     assert np.linalg.norm(errors, axis=1).mean() < 0.8
@@ -162,7 +161,7 @@ def test_volumes_in_two_frames_of_reference_are_registered(case, quick):
 
 
 def test_too_few_slices_are_refused(case):
-    with pytest.raises(VolumeError, match="at least 4 voxels along each axis") as error:
+    with pytest.raises(CaseError, match="at least 4 voxels along each axis") as error:
         registered(case.images["T2"], case.affine, case.images["ceT1"][:, :, :3], case.affine)
     assert error.value.check == "registration"
 
@@ -175,13 +174,13 @@ def test_directions_that_disagree_are_refused(case, monkeypatch, back, refused):
     if not refused:
         assert register(scan, scan)[1] == pytest.approx(8 + back[0])
         return
-    with pytest.raises(VolumeError, match=f"2.1 mm .* at most {MOST_RESIDUAL_MM:g} mm") as error:
+    with pytest.raises(CaseError, match=f"2.1 mm .* at most {MOST_RESIDUAL_MM:g} mm") as error:
         register(scan, scan)
     assert error.value.check == "registration"
 
 
 def test_constant_volume_is_refused():
     gradient = np.arange(16**3, dtype=np.float32).reshape(16, 16, 16)
-    with pytest.raises(VolumeError, match="no mutual information") as error:
+    with pytest.raises(CaseError, match="no mutual information") as error:
         registered(gradient, GRID, np.full((16, 16, 16), 7, dtype=np.int16), GRID)
     assert error.value.check == "registration"

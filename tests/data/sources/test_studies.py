@@ -10,20 +10,19 @@ from made.contours import SQUARE, polygon_contour, write_contours_json, write_rt
 from made.dicom import make_affine, make_uid, write_small
 from made.tcia import write_patient
 
-from scripts.data.case import CaseError
 from scripts.data.datalist import TASKS
 from scripts.data.dicom.folder import Scan, scan
 from scripts.data.sources.studies import (
     KNOWN_INCOMPLETE,
     MOST_DAYS,
-    VS_SEG_SERIES,
     StudyCase,
-    add_contours,
     file_name,
     find_studies,
     vs_seg_cohort,
     write_study,
 )
+from scripts.data.sources.vestibular import VS_SEG_SERIES, add_contours
+from scripts.data.volume import CaseError
 
 BOTH = TASKS["vs"].modalities
 

@@ -1,1 +1,1 @@
-"""."""
+"""DICOM: headers, series as volumes, and contours as masks."""

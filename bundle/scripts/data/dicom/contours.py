@@ -1,8 +1,6 @@
 """What planar contours enclose: whether they overlap or skip slices, their volume, and their mask on an image's grid.
 
 Points are LPS mm, as DICOM stores them; masks lie on the grid of an image that is given by its shape and RAS+ affine.
-Reading files and choosing a structure by its name are in `structures.py`, resampling is the caller's matter. No torch
-here, and no file is read.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.draw import polygon as polygon_voxels
 from skimage.measure import points_in_poly
 
-from scripts.data.volume import VolumeError
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 # Contours whose planes are closer than this belong to one plane.
 SAME_PLANE_MM = 0.1
@@ -66,14 +62,14 @@ def contour_volume(structure: Structure, *, slice_spacing: float | None = None) 
         slice_spacing: mm, the thickness of a structure with one plane.
 
     Raises:
-        VolumeError: "structure" without closed contours, or with one plane and no `slice_spacing`; "contour plane"
+        CaseError: "structure" without closed contours, or with one plane and no `slice_spacing`; "contour plane"
             where planes are too far apart.
     """
     contours = _closed_contours(structure)
     normal = _normal(contours)
     planes = _planes([float(np.mean(contour @ normal)) for contour in contours])
     if len(planes) == 1 and slice_spacing is None:
-        raise VolumeError("structure", f"one contour plane in {structure.name!r}", "several, or a slice spacing")
+        raise CaseError("structure", f"one contour plane in {structure.name!r}", "several, or a slice spacing")
     spacing = _contour_spacing(structure.name, planes, slice_spacing or 0.0)
     volume = 0.0
     for stack in _stacks(planes, spacing):
@@ -105,11 +101,11 @@ def structure_mask(structure: Structure, shape: Sequence[int], affine: NDArray) 
         uint8, of this shape.
 
     Raises:
-        VolumeError: "structure" without closed contours; "contour plane" where contours are not planar, not parallel to
+        CaseError: "structure" without closed contours; "contour plane" where contours are not planar, not parallel to
             slices or too far apart; "contour outside image".
     """
     contours = _closed_contours(structure)
-    to_voxel = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ _LPS_TO_RAS
+    to_voxel = np.linalg.inv(np.asarray(affine, dtype=np.float64)) @ LPS_TO_RAS
     points = [contour @ to_voxel[:3, :3].T + to_voxel[:3, 3] for contour in contours]
     spacing = 1 / np.linalg.norm(to_voxel[:3, :3], axis=1)
     _check_inside(structure.name, points, shape, spacing)
@@ -161,7 +157,7 @@ def contour_gaps(structure: Structure) -> tuple[float, ...]:
         structure: with parallel contours.
 
     Raises:
-        VolumeError: "structure" without closed contours; "contour plane" where planes are too far apart.
+        CaseError: "structure" without closed contours; "contour plane" where planes are too far apart.
     """
     contours = _closed_contours(structure)
     normal = _normal(contours)
@@ -189,7 +185,7 @@ def _closed_contours(structure: Structure) -> list[NDArray[np.float64]]:
     """Contours with at least three different points, without copies: a contour drawn twice would cancel itself."""
     contours = {_key(c): c for c in structure.contours if len(np.unique(c, axis=0)) >= 3}
     if not contours:
-        raise VolumeError("structure", f"no closed contours in {structure.name!r}", "at least one of three points")
+        raise CaseError("structure", f"no closed contours in {structure.name!r}", "at least one of three points")
     return list(contours.values())
 
 
@@ -262,7 +258,7 @@ def _contour_spacing(name: str, planes: Sequence[_Plane], slice_spacing: float) 
     spacing = float(np.median(np.diff([plane.height for plane in planes])))
     if spacing > MAX_CONTOUR_SPACING_MM:
         expected = f"at most {MAX_CONTOUR_SPACING_MM:g} mm"
-        raise VolumeError("contour plane", f"contours of {name!r} on planes {spacing:.1f} mm apart", expected)
+        raise CaseError("contour plane", f"contours of {name!r} on planes {spacing:.1f} mm apart", expected)
     return spacing
 
 
@@ -282,7 +278,7 @@ def _slice_axis(name: str, points: Sequence[NDArray[np.float64]], spacing: NDArr
     if spread[axis] > PLANARITY:
         found = f"a contour of {name!r} that spans {spread[axis] * spacing[axis]:.2f} mm across the slices"
         expected = f"contours parallel to the image's slices, to {PLANARITY * spacing[axis]:.2f} mm"
-        raise VolumeError("contour plane", found, expected)
+        raise CaseError("contour plane", found, expected)
     return axis
 
 
@@ -295,7 +291,7 @@ def _check_inside(
     outside = np.maximum(-0.5 - lowest, highest - (np.asarray(shape) - 0.5))
     if (outside > MAX_OUTSIDE).any():
         found = f"{name!r} reaches {np.max(outside * spacing):.1f} mm beyond the image"
-        raise VolumeError("contour outside image", found, f"at most {MAX_OUTSIDE:g} voxel")
+        raise CaseError("contour outside image", found, f"at most {MAX_OUTSIDE:g} voxel")
 
 
 def _on_slice(position: float) -> float:

@@ -1,8 +1,4 @@
-"""DICOM folders: finds the series and structure sets below them, from headers alone.
-
-What one header says is in `instances.py`, a series as a volume in `series.py`, contours of a structure set in
-`structures.py`, and which series belongs to which case in `studies.py`. No torch here, and nothing is written.
-"""
+"""DICOM folders: finds the series and structure sets below them, from headers alone."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
+from pydicom.uid import RTStructureSetStorage
 from tqdm import tqdm
 
 from scripts.data.dicom.headers import TAGS, Instance, integer_of, read_instance, text_of, uid_name
@@ -24,7 +21,6 @@ from scripts.data.dicom.series import Series
 from scripts.data.volume import one_line
 
 UNKNOWN = "unknown"  # patient of files without PatientID and PatientName
-_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _LAST_TAG = 0x0028FFFF  # nothing behind the image description is needed: contours, doses and frames are not even read
 _CHUNK = 250  # files that a worker takes at a time
 
@@ -151,7 +147,7 @@ def _read(path: str) -> _Read | None:
             data = read_partial(file, lambda tag, *_: tag > _LAST_TAG, force=True, specific_tags=list(TAGS.values()))
         sop_class = text_of(data, "SOPClassUID")
         patient = text_of(data, "PatientID") or text_of(data, "PatientName") or UNKNOWN
-        if sop_class == _RTSTRUCT:
+        if sop_class == RTStructureSetStorage:
             return StructureSetFile(
                 Path(path), text_of(data, "StudyInstanceUID"), text_of(data, "SOPInstanceUID"), patient
             )

@@ -1,7 +1,6 @@
 """One DICOM image: what its header says, and where it lies; an enhanced multi-frame file also frame by frame.
 
-The attributes are those of PS3.3 C.7.6.2.1.1 (Image Plane) and of the functional groups of C.7.6.16. Which files are
-read is in `dicom.py`, what several images are together in `series.py`. No torch here, and nothing is written.
+The attributes are those of PS3.3 C.7.6.2.1.1 (Image Plane) and of the functional groups of C.7.6.16.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.volume import CaseError, one_line
 
 TAGS = {
     keyword: Tag(keyword)
@@ -184,31 +184,34 @@ def integer_of(data: Dataset, keyword: str) -> int | None:
     return None if number is None else int(number)
 
 
-def guarded(read: Callable[[], Any], source: Instance) -> Any:
-    """What a function gives; whatever it raises on a damaged file becomes a VolumeError."""
+@contextmanager
+def pydicom_errors(source: object, expected: str = "a complete DICOM file") -> Iterator[None]:
+    """Turns whatever pydicom and its decoders raise inside the block into a CaseError; they do not say what they raise.
+
+    Args:
+        source: the file, as it is to be called in the message.
+        expected: what it should be.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read()
-    except VolumeError:
+            warnings.simplefilter("ignore")  # about values that break a rule: checks here decide
+            yield
+    except CaseError:
         raise
-    except Exception as error:  # pydicom and its decoders do not say what they raise on damaged files
-        raise VolumeError("unreadable file", f"{source}: {one_line(error)}", "a complete DICOM file") from error
+    except Exception as error:
+        raise CaseError("unreadable file", f"{source}: {one_line(error)}", expected) from error
 
 
 def frames_of(instance: Instance) -> list[Instance]:
     """One instance per frame of an enhanced file, whose header is read again for the functional groups."""
     tags = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
-
-    def read() -> list[Instance]:
+    with pydicom_errors(instance):
         data = pydicom.dcmread(instance.path, stop_before_pixels=True, specific_tags=tags, force=True)
         per_frame = data.get("PerFrameFunctionalGroupsSequence") or []
         if len(per_frame) != instance.frames:
             found = f"{instance}: {instance.frames} frames, {len(per_frame)} functional groups"
-            raise VolumeError("missing attribute", found, "an enhanced file with one functional group per frame")
+            raise CaseError("missing attribute", found, "an enhanced file with one functional group per frame")
         return [_frame(instance, functional_groups(data, index), index) for index in range(instance.frames)]
-
-    return guarded(read, instance)
 
 
 def functional_groups(data: Dataset, index: int) -> Callable[[str], Dataset]:

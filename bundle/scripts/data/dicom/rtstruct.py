@@ -1,8 +1,4 @@
-"""Structures as files hold them (DICOM RTSTRUCT, contours.json), and the choice of the one that is meant by its name.
-
-What contours enclose is in `contours.py`; which series, case or task they belong to is the caller's matter. No torch
-here, and nothing is written.
-"""
+"""Structures as files hold them (RTSTRUCT, contours.json), and the choice of the one that is meant by its name."""
 
 from __future__ import annotations
 
@@ -10,9 +6,7 @@ import json
 import logging
 import re
 import unicodedata
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import combinations
@@ -21,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.uid import RTStructureSetStorage
 
 from scripts.data.dicom.contours import Structure, overlap
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.dicom.headers import pydicom_errors
+from scripts.data.volume import CaseError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +32,6 @@ NEVER_TUMOR_NAMES = tuple(
     "minus".split()
 )
 
-_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED_TYPES = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _OPEN_TYPES = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 
@@ -67,10 +62,10 @@ def read_rtstruct(path: Path) -> StructureSet:
     """References and closed planar contours of an RTSTRUCT file; points and open contours are left out with a note.
 
     Raises:
-        VolumeError: "unreadable file" where it is damaged or no RTSTRUCT; "structures" where it holds none, or where a
+        CaseError: "unreadable file" where it is damaged or no RTSTRUCT; "structures" where it holds none, or where a
             contour has not as many coordinates as it declares.
     """
-    with _pydicom_errors(path):
+    with pydicom_errors(path.name, "a complete RTSTRUCT file"):
         dataset = _open_rtstruct(path)
         images, frames = _references(dataset)
         date = _date(dataset)
@@ -84,7 +79,7 @@ def read_rtstruct(path: Path) -> StructureSet:
             contours.setdefault(number, []).extend(closed)
             notes.extend(left_out)
     if not names:
-        raise VolumeError("structures", f"none in {path.name}", "an RTSTRUCT with at least one structure")
+        raise CaseError("structures", f"none in {path.name}", "an RTSTRUCT with at least one structure")
     structures = tuple(Structure(name, tuple(contours[number])) for number, name in names.items())
     return StructureSet(path, images, frames, date, tuple(notes), structures)
 
@@ -96,14 +91,14 @@ def read_contours_json(path: Path) -> tuple[Structure, ...]:
     with Vestibular-Schwannoma-SEG.
 
     Raises:
-        VolumeError: "unreadable file" where it is no JSON; "structures" with the place where the layout differs.
+        CaseError: "unreadable file" where it is no JSON; "structures" with the place where the layout differs.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise VolumeError("unreadable file", f"{path.name}: {one_line(error)}", "a JSON file") from error
+        raise CaseError("unreadable file", f"{path.name}: {one_line(error)}", "a JSON file") from error
     if not isinstance(entries, list) or not entries:
-        raise VolumeError("structures", f"{path.name}: no list of structures", "a list with at least one structure")
+        raise CaseError("structures", f"{path.name}: no list of structures", "a list with at least one structure")
     return tuple(_json_structure(entry, f"{path.name}, structure {i}") for i, entry in enumerate(entries, start=1))
 
 
@@ -120,7 +115,7 @@ def choose_structure(
             contours.json, which puts the tumor first.
 
     Raises:
-        VolumeError: "structure": no name matches, none that matches has contours, or two that match overlap and so are
+        CaseError: "structure": no name matches, none that matches has contours, or two that match overlap and so are
             two versions of one thing.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
@@ -134,34 +129,20 @@ def choose_structure(
         matching = [structures[0]]
     if not matching:
         found = ", ".join(repr(structure.name) for structure in structures) or "no structures"
-        raise VolumeError("structure", found, f"a name with one of {', '.join(patterns)}; give the name to use")
+        raise CaseError("structure", found, f"a name with one of {', '.join(patterns)}; give the name to use")
     drawn = [structure for structure in matching if structure.contours]
     if not drawn:
         found = "no closed contours in " + ", ".join(repr(structure.name) for structure in matching)
-        raise VolumeError("structure", found, "a structure with closed planar contours")
+        raise CaseError("structure", found, "a structure with closed planar contours")
     for one, other in combinations(drawn, 2):
         if overlap(one, other):
             found = f"{one.name!r} and {other.name!r}, which overlap"
-            raise VolumeError("structure", found, "one structure, or separate ones; give the name to use")
+            raise CaseError("structure", found, "one structure, or separate ones; give the name to use")
     if len(drawn) == 1:
         return drawn[0]
     merged = Structure(" + ".join(s.name for s in drawn), tuple(c for s in drawn for c in s.contours))
     logger.info("%d structures are taken as one: %s", len(drawn), merged.name)
     return merged
-
-
-@contextmanager
-def _pydicom_errors(path: Path) -> Iterator[None]:
-    """Turns whatever pydicom raises inside the block into a VolumeError: a damaged file may break it anywhere."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pydicom, about values that break a rule
-            yield
-    except VolumeError:
-        raise
-    except Exception as error:
-        found = f"{path.name}: {one_line(error)}"
-        raise VolumeError("unreadable file", found, "a complete RTSTRUCT file") from error
 
 
 def _open_rtstruct(path: Path) -> pydicom.Dataset:
@@ -171,8 +152,8 @@ def _open_rtstruct(path: Path) -> pydicom.Dataset:
     """
     dataset = pydicom.dcmread(BytesIO(path.read_bytes()))
     kind = str(dataset.get("SOPClassUID", "no SOPClassUID"))
-    if kind != _RTSTRUCT_CLASS:
-        raise VolumeError("unreadable file", f"{path.name}: {pydicom.uid.UID(kind).name}", "an RTSTRUCT file")
+    if kind != RTStructureSetStorage:
+        raise CaseError("unreadable file", f"{path.name}: {pydicom.uid.UID(kind).name}", "an RTSTRUCT file")
     return dataset
 
 
@@ -241,14 +222,14 @@ def _contour_points(contour: pydicom.Dataset, place: str) -> NDArray[np.float64]
     coordinates = np.array(contour.get_item("ContourData").value.split(b"\\"), dtype=np.float64)
     declared = int(contour.get("NumberOfContourPoints", len(coordinates) // 3))
     if len(coordinates) != 3 * declared:
-        raise VolumeError("structures", f"{place}: {len(coordinates)} coordinates", f"3 for each of {declared} points")
+        raise CaseError("structures", f"{place}: {len(coordinates)} coordinates", f"3 for each of {declared} points")
     return _finite(coordinates.reshape(-1, 3), place)
 
 
 def _finite(points: NDArray[np.float64], place: str) -> NDArray[np.float64]:
     """The same points, none of them NaN or infinite."""
     if not np.isfinite(points).all():
-        raise VolumeError("structures", f"{place}: a coordinate that is no number", "finite coordinates in mm")
+        raise CaseError("structures", f"{place}: a coordinate that is no number", "finite coordinates in mm")
     return points
 
 
@@ -257,7 +238,7 @@ def _json_structure(entry: object, place: str) -> Structure:
     name = entry.get("structure_name") if isinstance(entry, dict) else None
     contours = entry.get("LPS_contour_points") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not isinstance(contours, list):
-        raise VolumeError("structures", f"{place}: other content", "structure_name and a list LPS_contour_points")
+        raise CaseError("structures", f"{place}: other content", "structure_name and a list LPS_contour_points")
     return Structure(
         name, tuple(_json_points(c, f"{place} {name!r}, contour {i}") for i, c in enumerate(contours, start=1))
     )
@@ -266,13 +247,13 @@ def _json_structure(entry: object, place: str) -> Structure:
 def _json_points(contour: object, place: str) -> NDArray[np.float64]:
     """Points (n, 3) of one contour of contours.json."""
     if not isinstance(contour, list) or not all(isinstance(p, list) and len(p) == 3 for p in contour):
-        raise VolumeError("structures", f"{place}: other content", "a list of points [x, y, z]")
+        raise CaseError("structures", f"{place}: other content", "a list of points [x, y, z]")
     if not all(type(value) in (int, float) for point in contour for value in point):
-        raise VolumeError("structures", f"{place}: a coordinate that is no number", "finite coordinates in mm")
+        raise CaseError("structures", f"{place}: a coordinate that is no number", "finite coordinates in mm")
     try:
         points = np.array(contour, dtype=np.float64).reshape(-1, 3)
     except OverflowError as error:
-        raise VolumeError("structures", f"{place}: {one_line(error)}", "finite coordinates in mm") from error
+        raise CaseError("structures", f"{place}: {one_line(error)}", "finite coordinates in mm") from error
     return _finite(points, place)
 
 

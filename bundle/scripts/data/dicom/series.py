@@ -1,8 +1,4 @@
-"""A DICOM series as one 3-D volume: its grid from the headers, its voxels from the decoded pixels.
-
-Which checks a series must pass is in `series_checks.py`, one image's header in `instances.py`, how series are found in
-`dicom.py`, and which series belongs to which case in `studies.py`. No torch here, and nothing is written.
-"""
+"""A DICOM series as one 3-D volume: its grid from the headers, its voxels from the decoded pixels."""
 
 from __future__ import annotations
 
@@ -23,19 +19,18 @@ from scripts.data.dicom.headers import (
     directions,
     frames_of,
     functional_groups,
-    guarded,
     integer_of,
     number_of,
+    pydicom_errors,
     slice_distances,
     slice_positions,
     uid_name,
 )
 from scripts.data.dicom.series_checks import stack_problems
-from scripts.data.volume import VolumeError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 # A frame that decompresses to more than this, and to more than this many times its file, is a damaged header.
 _DECOMPRESSED_BYTES, _COMPRESSION = 2**26, 100
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -91,11 +86,11 @@ class Series:
         """SOPInstanceUID of every instance."""
         return frozenset(instance.sop_uid for instance in self.instances)
 
-    def problems(self) -> list[VolumeError]:
+    def problems(self) -> list[CaseError]:
         """Every check of the headers that fails; empty for a series that is one evenly spaced stack of slices."""
         try:
             return list(stack_problems(self._slices()))
-        except VolumeError as error:
+        except CaseError as error:
             return [error]
 
     def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
@@ -104,7 +99,7 @@ class Series:
         Slices rise along the cross product of the row and the column direction, whatever their instance numbers.
 
         Raises:
-            VolumeError: the first check that fails.
+            CaseError: the first check that fails.
         """
         return _grid(self._checked_slices())
 
@@ -112,7 +107,7 @@ class Series:
         """The array (columns, rows, slices), rescaled as the headers say; integers where nothing is to be rescaled.
 
         Raises:
-            VolumeError: as `grid`, and when pixels are damaged or cannot be decoded.
+            CaseError: as `grid`, and when pixels are damaged or cannot be decoded.
         """
         planes: list[NDArray] = []
         path, decoded = "", []
@@ -150,13 +145,12 @@ def _grid(stack: Sequence[Instance]) -> tuple[tuple[int, ...], NDArray[np.float6
     lps[:3, 0], lps[:3, 1] = row * between_columns, column * between_rows
     lps[:3, 2] = (positions[-1] - positions[0]) / (len(stack) - 1)
     lps[:3, 3] = positions[0]
-    return (*(first.shape or ()), len(stack)), _LPS_TO_RAS @ lps
+    return (*(first.shape or ()), len(stack)), LPS_TO_RAS @ lps
 
 
 def _decode(instance: Instance) -> list[NDArray]:
     """Frames of a file, each (rows, columns), rescaled; they share memory where nothing is to be rescaled."""
-
-    def read() -> list[NDArray]:
+    with pydicom_errors(instance):
         data = pydicom.dcmread(instance.path, force=True)
         if "TransferSyntaxUID" not in data.file_meta:
             explicit = ExplicitVRLittleEndian if data.is_little_endian else ExplicitVRBigEndian
@@ -166,17 +160,15 @@ def _decode(instance: Instance) -> list[NDArray]:
         pixels = data.pixel_array
         if pixels.size != instance.frames * rows * columns or pixels.dtype.kind not in "iuf":
             found = f"{instance}: pixels {pixels.shape} of type {pixels.dtype}"
-            raise VolumeError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
+            raise CaseError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
         frames = _stored_bits(pixels, data).reshape(instance.frames, rows, columns)
-        if not data.get("PerFrameFunctionalGroupsSequence"):
-            return [_rescaled(frame, data, instance) for frame in frames]
-        groups = (functional_groups(data, index) for index in range(instance.frames))
-        values = (group("PixelValueTransformationSequence") for group in groups)
-        return [_rescaled(frame, value, instance) for frame, value in zip(frames, values, strict=True)]
-
-    planes: list[NDArray] = guarded(read, instance)
+        values: list[Dataset] = [data] * instance.frames
+        if data.get("PerFrameFunctionalGroupsSequence"):
+            groups = (functional_groups(data, index) for index in range(instance.frames))
+            values = [group("PixelValueTransformationSequence") for group in groups]
+        planes = [_rescaled(frame, value, instance) for frame, value in zip(frames, values, strict=True)]
     if not all(np.isfinite(plane).all() for plane in planes):
-        raise VolumeError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
+        raise CaseError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
     return planes
 
 
@@ -188,7 +180,7 @@ def _check_size(data: Dataset, instance: Instance) -> None:
     compressed = data.file_meta.TransferSyntaxUID.is_compressed
     if claimed > (max(_DECOMPRESSED_BYTES * frames, _COMPRESSION * length) if compressed else length):
         found = f"{instance}: {length} bytes, for {claimed} bytes of pixels"
-        raise VolumeError("unreadable file", found, "a complete DICOM file")
+        raise CaseError("unreadable file", found, "a complete DICOM file")
 
 
 def _stored_bits(pixels: NDArray, data: Dataset) -> NDArray:
@@ -206,7 +198,7 @@ def _rescaled(frame: NDArray, data: Dataset, instance: Instance) -> NDArray:
         intercept = number_of(data, "RescaleIntercept") if "RescaleIntercept" in data else 0.0
         if not slope or intercept is None:
             found = f"{instance}: slope {slope}, intercept {intercept}"
-            raise VolumeError("rescale", found, "a slope that is not 0, an intercept")
+            raise CaseError("rescale", found, "a slope that is not 0, an intercept")
         if (slope, intercept) == (1.0, 0.0):
             return frame
         return (frame * slope + intercept).astype(np.float32)

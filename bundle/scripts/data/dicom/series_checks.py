@@ -1,8 +1,7 @@
 """Whether the images of a DICOM series are one evenly spaced stack of gray slices, from their headers.
 
-Every check is a `VolumeError` with its name. A slice lost at either end of a stack cannot be seen: nothing in a header
-says reliably how many there were (ImagesInAcquisition counts other things on some scanners). What can only be told
-from voxels is in `checks.py`. No torch here, and no file is read.
+A slice lost at either end of a stack cannot be seen: nothing in a header says reliably how many there were
+(ImagesInAcquisition counts other things on some scanners).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from scripts.data.dicom.headers import Instance, directions, slice_distances, slice_positions, uid_name
-from scripts.data.volume import VolumeError
+from scripts.data.volume import CaseError
 
 MIN_SLICES = 3
 SPACING_IN_PLANE = (0.05, 5.0)  # mm
@@ -31,10 +30,10 @@ SHEAR_TOLERANCE = 0.01  # mm per slice
 _ADVICE = "uncompressed pixels: convert the files with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT` first"
 
 
-def stack_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def stack_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """All checks; those of positions only where orientation and spacing are such that positions mean something."""
     if len(slices) < MIN_SLICES:
-        yield VolumeError("number of slices", f"{len(slices)}, in {slices[0]}", f"at least {MIN_SLICES}")
+        yield CaseError("number of slices", f"{len(slices)}, in {slices[0]}", f"at least {MIN_SLICES}")
     yield from _pixel_problems(slices)
     plane = [*_missing(slices), *_orientation_problems(slices), *_spacing_problems(slices)]
     yield from plane
@@ -48,21 +47,21 @@ def stack_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
     yield from _position_problems(slices)
 
 
-def _pixel_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _pixel_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """Color, and compression without decoder: the first slice of each kind."""
     for one in slices:
         if one.samples != 1 or one.photometric.startswith(("RGB", "YBR", "PALETTE")):
             found = f"{one}: {one.samples} samples per pixel, {one.photometric}"
-            yield VolumeError("color image", found, "one gray value per pixel")
+            yield CaseError("color image", found, "one gray value per pixel")
             break
         if one.photometric == "MONOCHROME1":
             found = f"{one}: MONOCHROME1 (low values are bright)"
-            yield VolumeError("photometric interpretation", found, "MONOCHROME2, as MR images have")
+            yield CaseError("photometric interpretation", found, "MONOCHROME2, as MR images have")
             break
     for one in slices:
         if one.transfer_syntax and not _can_decode(one.transfer_syntax):
             found = f"{one}: {uid_name(one.transfer_syntax)}, for which no decoder is installed"
-            yield VolumeError("compressed", found, _ADVICE)
+            yield CaseError("compressed", found, _ADVICE)
             break
 
 
@@ -71,7 +70,7 @@ def _can_decode(transfer_syntax: str) -> bool:
     return any(handler.supports_transfer_syntax(UID(transfer_syntax, pydicom.config.IGNORE)) for handler in handlers)
 
 
-def _missing(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _missing(slices: Sequence[Instance]) -> Iterator[CaseError]:
     for one in slices:
         absent = [
             name
@@ -79,34 +78,34 @@ def _missing(slices: Sequence[Instance]) -> Iterator[VolumeError]:
             if not value
         ]
         if absent:
-            yield VolumeError("missing attribute", f"{one}: no usable {' and no '.join(absent)}", "in every slice")
+            yield CaseError("missing attribute", f"{one}: no usable {' and no '.join(absent)}", "in every slice")
             return
 
 
-def _orientation_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _orientation_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     expected = f"two perpendicular unit vectors (tolerance {ORIENTATION_TOLERANCE:g})"
     for one in slices:
         if one.orientation is None:
-            yield VolumeError("orientation", f"{one}: no usable ImageOrientationPatient", expected)
+            yield CaseError("orientation", f"{one}: no usable ImageOrientationPatient", expected)
             return
         row, column = directions(one)
         lengths, product = np.linalg.norm([row, column], axis=1), float(row @ column)
         if max(*np.abs(lengths - 1), abs(product)) > ORIENTATION_TOLERANCE:
             found = f"{one}: lengths {lengths[0]:.4g} and {lengths[1]:.4g}, scalar product {product:.4g}"
-            yield VolumeError("orientation", found, expected)
+            yield CaseError("orientation", found, expected)
             return
 
 
-def _spacing_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _spacing_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     low, high = SPACING_IN_PLANE
     for one in slices:
         if one.spacing is None or not all(low <= value <= high for value in one.spacing):
             found = "no usable PixelSpacing" if one.spacing is None else "pixels of {:g} x {:g} mm".format(*one.spacing)
-            yield VolumeError("spacing", f"{one}: {found}", f"{low:g} to {high:g} mm between pixels")
+            yield CaseError("spacing", f"{one}: {found}", f"{low:g} to {high:g} mm between pixels")
             return
 
 
-def _mixed(slices: Sequence[Instance], *, repeated: bool) -> Iterator[VolumeError]:
+def _mixed(slices: Sequence[Instance], *, repeated: bool) -> Iterator[CaseError]:
     """Attributes that are not the same in all slices; those that tell the volumes of a 4-D series may then differ."""
     names = {
         "orientation": "orientation",
@@ -123,7 +122,7 @@ def _mixed(slices: Sequence[Instance], *, repeated: bool) -> Iterator[VolumeErro
         if other is not None:
             places = [f"{Path(one.path).parent.name}/{one}" for one in (slices[0], other)]
             found = f"{name} {_shown(first)} in {places[0]}, {_shown(getattr(other, attribute))} in {places[1]}"
-            yield VolumeError("mixed series", found, f"one {name} in a series")
+            yield CaseError("mixed series", found, f"one {name} in a series")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -138,14 +137,14 @@ def _shown(value: Any) -> str:
     return f"{value:g} ms" if isinstance(value, float) else repr(value)
 
 
-def _repeated(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _repeated(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """The same instance in two files, or positions most of which occur several times."""
     files: dict[tuple[str, int | None], Instance] = {}
     for one in slices:
         twin = files.setdefault((one.sop_uid, one.frame), one)
         if twin is not one:
             found = f"the same instance in {twin.path} and {one.path}"
-            yield VolumeError("duplicate position", found, "one copy of every instance")
+            yield CaseError("duplicate position", found, "one copy of every instance")
             return
     counts = Counter(map(tuple, np.round(slice_positions(slices), 2)))
     several = int(np.median(list(counts.values())))
@@ -153,12 +152,12 @@ def _repeated(slices: Sequence[Instance]) -> Iterator[VolumeError]:
         varying = {"time point": "time_point", "b-value": "b_value", "echo time": "echo_time"}
         told = [name for name, attribute in varying.items() if len({getattr(one, attribute) for one in slices}) > 1]
         found = f"{len(slices)} slices at {len(counts)} positions, {several} at each"
-        yield VolumeError(
+        yield CaseError(
             "4-D", f"{found}, differing in {' and '.join(told) or 'no attribute known here'}", "a 3-D series"
         )
 
 
-def _position_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _position_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """Duplicates, slice spacing, gaps, tilt and order of slices that share one orientation."""
     yield from _order_problems(slices)
     distances = slice_distances(slices)
@@ -168,23 +167,23 @@ def _position_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
     if duplicates.size:
         one, other = stack[duplicates[0]], stack[duplicates[0] + 1]
         found = f"{one} and {other} both at {_shown(one.position)} mm (LPS), {duplicates.size} in all"
-        yield VolumeError("duplicate position", found, "one slice at each position")
+        yield CaseError("duplicate position", found, "one slice at each position")
         return
     step = float(np.median(steps))
     low, high = SPACING_OF_SLICES
     if not low <= step <= high:
-        yield VolumeError("spacing", f"slices {step:g} mm apart", f"{low:g} to {high:g} mm between slices")
+        yield CaseError("spacing", f"slices {step:g} mm apart", f"{low:g} to {high:g} mm between slices")
     gaps = np.flatnonzero(np.abs(steps - step) > max(GAP_TOLERANCE[0] * step, GAP_TOLERANCE[1]))
     if gaps.size:
         one, other = stack[gaps[0]], stack[gaps[0] + 1]
         found = (
             f"{steps[gaps[0]]:.4g} mm between {one} at {_shown(one.position)} and {other} at {_shown(other.position)}"
         )
-        yield VolumeError("gap", f"{found} mm (LPS), {gaps.size} in all", f"{step:.4g} mm as between most slices")
+        yield CaseError("gap", f"{found} mm (LPS), {gaps.size} in all", f"{step:.4g} mm as between most slices")
     yield from _tilt_problems(stack, steps, step)
 
 
-def _tilt_problems(stack: Sequence[Instance], steps: NDArray[np.float64], step: float) -> Iterator[VolumeError]:
+def _tilt_problems(stack: Sequence[Instance], steps: NDArray[np.float64], step: float) -> Iterator[CaseError]:
     """Neighbors whose offset is not along the normal; over a gap the shear of each missing slice counts."""
     row, column = directions(stack[0])
     offsets = np.diff(slice_positions(stack), axis=0)
@@ -193,10 +192,10 @@ def _tilt_problems(stack: Sequence[Instance], steps: NDArray[np.float64], step: 
     if shear[worst] > SHEAR_TOLERANCE:
         angle = np.degrees(np.arctan2(shear[worst], step))
         found = f"{shear[worst]:.3g} mm sideways between {stack[worst]} and {stack[worst + 1]} ({angle:.2g} degrees)"
-        yield VolumeError("gantry tilt", found, f"slices stacked along their normal (within {SHEAR_TOLERANCE:g} mm)")
+        yield CaseError("gantry tilt", found, f"slices stacked along their normal (within {SHEAR_TOLERANCE:g} mm)")
 
 
-def _order_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
+def _order_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """Positions that neither rise nor fall with the instance numbers, where all slices have one."""
     numbers = [one.number for one in slices if one.number is not None]
     if len(numbers) < len(slices):
@@ -208,4 +207,4 @@ def _order_problems(slices: Sequence[Instance]) -> Iterator[VolumeError]:
     if back.size:
         one, other = slices[order[back[0]]], slices[order[back[0] + 1]]
         found = f"the position turns back from instance number {one.number} ({one}) to {other.number} ({other})"
-        yield VolumeError("slice order", f"{found}, {back.size} times in all", "positions in order of instance numbers")
+        yield CaseError("slice order", f"{found}, {back.size} times in all", "positions in order of instance numbers")

@@ -1,1 +1,1 @@
-"""."""
+"""Synthetic cases: anatomy painted on a grid and imaged by the signal equations of MR."""

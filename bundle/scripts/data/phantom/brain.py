@@ -1,7 +1,7 @@
 """The anatomy of the glioma phantom: a brain without skull, and a glioma in it, painted on a canvas.
 
-No intensities (`mri.py`), no grid or seed (`phantom.py`). Head coordinates, RAS+ mm, origin in the middle of the brain.
-Both hemispheres are one description in (|x|, y, z); the canvas's warp, the folds and the tumor tell them apart.
+Head coordinates, RAS+ mm, origin in the middle of the brain. Both hemispheres are one description in (|x|, y, z); the
+canvas's warp, the folds and the tumor tell them apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What lies in and around the internal auditory canals of the vs phantom: bone and labyrinth, nerves, vessels.
 
-The rest of the head is in `head.py`, the tumor in `schwannoma.py`. Head coordinates, RAS+ mm; positions are written for
-the right side and mirrored. No torch here.
+Head coordinates, RAS+ mm; positions are written for the right side and mirrored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A tissue map to paint on, in millimeters, and the shapes to paint: what head.py and brain.py draw with.
+"""A tissue map to paint on, in millimeters, and the shapes to paint.
 
-No anatomy and no intensities here. Shapes live in head coordinates (RAS+ mm: x right, y anterior, z superior); the
-canvas turns and smoothly warps them, so that nothing comes out as the solid it was given as. No torch here.
+Shapes live in head coordinates (RAS+ mm: x right, y anterior, z superior). The canvas turns and smoothly warps them, so
+that nothing comes out as the solid it was given as.
 """
 
 from __future__ import annotations

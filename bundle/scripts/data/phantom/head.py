@@ -1,8 +1,6 @@
 """The anatomy of the vs phantom: a head at the level of the internal auditory canals, painted on a canvas.
 
-What lies in and around the canals (nerves, labyrinth, vessels) is in `canal.py`, the tumor in `schwannoma.py`; no
-intensities (`mri.py`), no grid or seed (`phantom.py`). Head coordinates, RAS+ mm: the origin is in the pons, halfway
-between the two pori.
+Head coordinates, RAS+ mm: the origin is in the pons, halfway between the two pori.
 """
 
 from __future__ import annotations

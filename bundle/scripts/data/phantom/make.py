@@ -1,8 +1,6 @@
 """Seeded synthetic cases for both tasks, for tests, demos and timing: tissue maps imaged by the signal equations of MR.
 
-This file holds the public function, the grids and the seeds; anatomy is in `head.py` and `brain.py`, physics in
-`mri.py`. No result on a phantom says anything about patients. It returns arrays; `prepare.py` writes them. Coordinates
-are RAS+ mm: x to the right, y anterior, z superior. No torch here.
+No result on a phantom says anything about patients. Coordinates are RAS+ mm: x to the right, y anterior, z superior.
 """
 
 from __future__ import annotations
@@ -13,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.datalist import TASKS
+from scripts.data.datalist import MODALITIES, TASKS
 from scripts.data.phantom import mri
 from scripts.data.phantom.brain import paint_brain
 from scripts.data.phantom.canal import PORUS
 from scripts.data.phantom.canvas import Canvas
 from scripts.data.phantom.head import paint_head
-from scripts.data.sources.sources import MODALITIES
 
 # (shape in voxels, spacing in mm) of the command line's sizes. vs small: the region around one internal auditory canal.
 SIZES = {

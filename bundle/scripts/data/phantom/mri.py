@@ -1,7 +1,6 @@
 """The physics of a phantom's images: tissue parameters, signal equations, sequences, and what a scanner adds to them.
 
-Nothing about anatomy (`head.py`, `brain.py`) and no painting (`canvas.py`). Field strength 1.5 T; times in ms,
-concentrations in mM. No torch here.
+Field strength 1.5 T; times in ms, concentrations in mM.
 """
 
 from __future__ import annotations

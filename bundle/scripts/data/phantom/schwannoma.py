@@ -1,7 +1,6 @@
 """A vestibular schwannoma of the vs phantom: a part in the cistern, at the porus, and a stem in the canal.
 
-Small ones lie in the canal alone. Sizes and places are calibrated on three patients of crossMoDA. The
-anatomy around is in `head.py` and `canal.py`. No torch here.
+Small ones lie in the canal alone. Sizes and places are calibrated on three patients of crossMoDA.
 """
 
 from __future__ import annotations

@@ -1,9 +1,5 @@
 """Brings one volume onto the grid of another: published rigid transforms in either direction, or registration.
 
-Arrays with affines in, a transform, a resampled array or mapped points out. Registration itself is in
-`registration.py`; whether the result is plausible is judged by `checks.py`; which volume moves, and where its contours
-come from, is for the caller. No torch here.
-
 Arrays are (X, Y, Z) with a 4x4 affine (voxel index to mm, RAS+); points and transforms are in LPS mm, as in DICOM, ITK
 and .tfm files. A transform takes a point of the fixed volume to the same tissue in the moving one.
 """
@@ -30,7 +26,7 @@ from scripts.data.registration.register import (
     shared_information,
     to_sitk,
 )
-from scripts.data.volume import VolumeError, one_line
+from scripts.data.volume import CaseError, one_line
 
 RIGID_TOLERANCE = 5e-3  # Of a matrix times its transpose from the identity; 0.25 mm at 100 mm.
 # A given transform is the archive's statement about the case: to overrule it, the volumes as they are must share this
@@ -81,16 +77,16 @@ def read_transform(path: Path) -> sitk.Transform:
     text is read here, since ITK's own reader ends the whole process over some damaged files.
 
     Raises:
-        VolumeError: "unreadable file" for a missing or damaged file; "transform" for one that is not a rigid transform
+        CaseError: "unreadable file" for a missing or damaged file; "transform" for one that is not a rigid transform
             in three dimensions.
     """
     kind, parameters, fixed_parameters = _transform_lines(path)
     if kind not in _LINEAR:
-        raise VolumeError("transform", f"{path.name}: {kind}", "one rigid transform in three dimensions")
+        raise CaseError("transform", f"{path.name}: {kind}", "one rigid transform in three dimensions")
     transform = _LINEAR[kind]()
     if len(parameters) != len(transform.GetParameters()) or len(fixed_parameters) not in (0, 3, 4):
         found = f"{path.name}: {len(parameters)} and {len(fixed_parameters)} fixed parameters of {kind}"
-        raise VolumeError("unreadable file", found, f"{len(transform.GetParameters())} parameters")
+        raise CaseError("unreadable file", found, f"{len(transform.GetParameters())} parameters")
     if fixed_parameters and transform.GetFixedParameters():
         transform.SetFixedParameters(fixed_parameters[: len(transform.GetFixedParameters())])
     transform.SetParameters(parameters)
@@ -99,14 +95,14 @@ def read_transform(path: Path) -> sitk.Transform:
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max()) if np.isfinite(matrix).all() else math.inf
     if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0:
         found = f"{path.name}: matrix {np.round(rotation, 4).tolist()}"
-        raise VolumeError("transform", found, "a finite rotation and shift, no scaling, shear or mirroring")
+        raise CaseError("transform", found, "a finite rotation and shift, no scaling, shear or mirroring")
     return _affine_transform(matrix)
 
 
 def _transform_lines(path: Path) -> tuple[str, list[float], list[float]]:
     """Class, parameters and fixed parameters of the transform in a .tfm file; several classes are joined by "and"."""
     if not path.is_file():
-        raise VolumeError("unreadable file", f"no file {path}", "a transform (.tfm)")
+        raise CaseError("unreadable file", f"no file {path}", "a transform (.tfm)")
     lines = [
         line.partition(":") for line in path.read_text(encoding="latin-1").splitlines() if not line.startswith("#")
     ]
@@ -116,7 +112,7 @@ def _transform_lines(path: Path) -> tuple[str, list[float], list[float]]:
         parameters, fixed = ([float(n) for n in numbers[key]] for key in ("Parameters", "FixedParameters"))
     except (KeyError, ValueError) as error:
         found = f"{path.name}: {one_line(error)}"
-        raise VolumeError("unreadable file", found, "a .tfm with Transform, Parameters and FixedParameters") from error
+        raise CaseError("unreadable file", found, "a .tfm with Transform, Parameters and FixedParameters") from error
     return re.sub("_(double|float)_", "_", " and ".join(kinds)) or "no transform", parameters, fixed
 
 
@@ -151,7 +147,7 @@ def align(
         transforms: .tfm files between the two, in any direction.
 
     Raises:
-        VolumeError: "registration" for images that share too little; as `read_transform` and `register`.
+        CaseError: "registration" for images that share too little; as `read_transform` and `register`.
     """
     scans = sample_foreground(fixed, fixed_affine), sample_foreground(moving, moving_affine)
     candidates: dict[str, tuple[sitk.Transform, Method]] = {}
@@ -171,7 +167,7 @@ def align(
         best, residual = "as stored", None
     if information[best] < LEAST_INFORMATION:
         found = f"the two images share {information[best]:.3f} nats of information ({best})"
-        raise VolumeError("registration", found, f"at least {LEAST_INFORMATION} nats")
+        raise CaseError("registration", found, f"at least {LEAST_INFORMATION} nats")
     return _alignment(scans[0], *candidates[best], information, residual)
 
 
@@ -182,9 +178,8 @@ def resample(
     affine: NDArray,
     alignment: Alignment,
     *,
-    nearest: bool = False,
     fill: float = 0.0,
-) -> tuple[NDArray, NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A moving volume on the fixed grid.
 
     Linear interpolation, without smoothing before: for grids of about the same spacing.
@@ -195,12 +190,10 @@ def resample(
         shape: of the fixed grid (X, Y, Z).
         affine: of the fixed grid, 4x4, voxel index to mm, RAS+.
         alignment: from `align`.
-        nearest: take the nearest voxel, for masks and label maps: no new values.
         fill: value where the moving volume ends.
 
     Returns:
-        The volume on the fixed grid (float32, with `nearest` the type of `moving`), and which of its voxels the moving
-        volume covers.
+        The volume on the fixed grid, and which of its voxels the moving volume covers.
     """
     filter_ = sitk.ResampleImageFilter()
     filter_.SetNumberOfThreads(1)
@@ -210,24 +203,9 @@ def resample(
     filter_.SetInterpolator(sitk.sitkNearestNeighbor)
     covered = filter_.Execute(to_sitk(np.ones(moving.shape, dtype=np.uint8), moving_affine))
     filter_.SetDefaultPixelValue(fill)
-    filter_.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
-    filter_.SetOutputPixelType(sitk.sitkUnknown if nearest else sitk.sitkFloat32)
-    moved = _array(filter_.Execute(to_sitk(moving, moving_affine)))
-    return moved.astype(moving.dtype if nearest else np.float32, copy=False), _array(covered).astype(bool)
-
-
-def map_points(
-    points: NDArray, alignment: Alignment, *, to: Literal["fixed", "moving"] = "fixed"
-) -> NDArray[np.float64]:
-    """Points of one volume in the other: contours drawn on the moving volume go to the fixed one.
-
-    Args:
-        points: (n, 3), LPS mm.
-        alignment: from `align`.
-        to: the volume that the points are wanted in.
-    """
-    matrix = matrix_of(alignment.transform)
-    return moved(np.asarray(points, dtype=np.float64), matrix if to == "moving" else np.linalg.inv(matrix))
+    filter_.SetInterpolator(sitk.sitkLinear)
+    filter_.SetOutputPixelType(sitk.sitkFloat32)
+    return _array(filter_.Execute(to_sitk(moving, moving_affine))), _array(covered).astype(bool)
 
 
 def _alignment(

@@ -1,8 +1,5 @@
 """Rigid registration of two volumes by mutual information, and how much information two volumes share.
 
-Arrays with affines in, a transform and numbers out. Transform files, and which of several candidates is taken, are for
-`alignment.py`; whether the result is plausible is judged by `checks.py`. No torch here.
-
 Arrays are (X, Y, Z) with a 4x4 affine (voxel index to mm, RAS+); points and transforms are in LPS mm, as in DICOM and
 ITK. A transform takes a point of the fixed volume to the same tissue in the moving one.
 """
@@ -18,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from scripts.data.checks import foreground
-from scripts.data.volume import VolumeError
+from scripts.data.volume import LPS_TO_RAS, CaseError
 
 MOST_RESIDUAL_MM = 2.0
 
@@ -37,7 +34,6 @@ ITERATIONS = 20
 # Starts nearer to each other than this lead to the same place.
 SAME_START_MM = 10.0
 
-LPS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
 _EXACT_TYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 
 
@@ -73,7 +69,7 @@ def sample_foreground(voxels: NDArray, affine: NDArray) -> Scan:
         voxels: (X, Y, Z), any units.
         affine: 4x4, voxel index to mm, RAS+.
     """
-    lps = LPS @ np.asarray(affine, dtype=np.float64)
+    lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
     rng = np.random.default_rng(SEED)
     drawn = rng.integers(voxels.shape, size=(DRAWN, 3))
     inside = drawn[foreground(voxels[tuple(drawn.T)])][:SAMPLES]
@@ -90,13 +86,13 @@ def register(fixed: Scan, moving: Scan) -> tuple[sitk.Transform, float]:
     Reproducible: one thread, seeded samples.
 
     Raises:
-        VolumeError: "registration" for a residual above `MOST_RESIDUAL_MM`, volumes that share no information, or one
+        CaseError: "registration" for a residual above `MOST_RESIDUAL_MM`, volumes that share no information, or one
             with too few slices to be smoothed.
     """
     for scan in (fixed, moving):
         if min(scan.voxels.shape) < LEAST_VOXELS:
             found = f"a volume of shape {scan.voxels.shape}"
-            raise VolumeError("registration", found, f"at least {LEAST_VOXELS} voxels along each axis")
+            raise CaseError("registration", found, f"at least {LEAST_VOXELS} voxels along each axis")
     levels = [[_reduced(scan, voxel_mm) for voxel_mm in LEVELS_MM] for scan in (fixed, moving)]
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # That of a registration alone leaves sums in random order.
@@ -108,7 +104,7 @@ def register(fixed: Scan, moving: Scan) -> tuple[sitk.Transform, float]:
     residual = float(np.linalg.norm(returned - fixed.points, axis=1).mean())
     if not residual <= MOST_RESIDUAL_MM:
         found = f"{residual:.1f} mm between the two directions"
-        raise VolumeError("registration", found, f"at most {MOST_RESIDUAL_MM:g} mm")
+        raise CaseError("registration", found, f"at most {MOST_RESIDUAL_MM:g} mm")
     return there, residual
 
 
@@ -152,16 +148,16 @@ def to_sitk(voxels: NDArray, affine: NDArray) -> sitk.Image:
         affine: 4x4, voxel index to mm, RAS+.
 
     Raises:
-        VolumeError: an affine that is not finite or has no volume.
+        CaseError: an affine that is not finite or has no volume.
     """
     affine = np.asarray(affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise VolumeError("affine", f"voxel axes {affine[:3, :3].tolist()}", "three independent axes in mm")
+        raise CaseError("affine", f"voxel axes {affine[:3, :3].tolist()}", "three independent axes in mm")
     if voxels.dtype not in _EXACT_TYPES:
         voxels = voxels.astype(np.uint8 if voxels.dtype == bool else np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
-    lps = LPS @ affine
+    lps = LPS_TO_RAS @ affine
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
@@ -200,7 +196,7 @@ def _one_way(
     for level in levels[1:]:
         transform = max(transform, _refine(transform, *level), key=shared)
     if shared(transform) == 0:
-        raise VolumeError("registration", "no mutual information between the two volumes", "two volumes of one head")
+        raise CaseError("registration", "no mutual information between the two volumes", "two volumes of one head")
     return transform
 
 
@@ -244,7 +240,7 @@ def _refine(
 
 def _reduced(scan: Scan, voxel_mm: float) -> sitk.Image:
     """The volume as float32, with blocks of voxels averaged up to about a voxel size, and smoothed by half of it."""
-    image = sitk.Cast(to_sitk(scan.voxels, LPS @ scan.lps), sitk.sitkFloat32)
+    image = sitk.Cast(to_sitk(scan.voxels, LPS_TO_RAS @ scan.lps), sitk.sitkFloat32)
     factors = [
         max(1, min(round(voxel_mm / step), size // LEAST_VOXELS))
         for step, size in zip(image.GetSpacing(), image.GetSize(), strict=True)

@@ -1,24 +1,22 @@
-"""DICOM studies as cases: Vestibular-Schwannoma-SEG as downloaded, and any folder of series.
-
-Links series, structure sets, contours and transforms of a patient, and writes the case. Reading DICOM is in `dicom.py`,
-contours in `structures.py` and `contours.py`, registration in `alignment.py`. No torch here.
-"""
+"""DICOM studies as cases: the series, structure sets, contours and transforms of a patient linked, and written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.case import CaseError, Facts
+from scripts.data.case import Facts, Job
 from scripts.data.conversion import Together, bring_together, write_image
+from scripts.data.datalist import TASKS
 from scripts.data.dicom.contours import Structure, contour_gaps, contour_volume, structure_mask
-from scripts.data.dicom.folder import Scan
+from scripts.data.dicom.folder import UNKNOWN, Scan, scan
 from scripts.data.dicom.rtstruct import (
     DEFAULT_TUMOR_NAMES,
     StructureSet,
@@ -27,10 +25,9 @@ from scripts.data.dicom.rtstruct import (
     read_rtstruct,
 )
 from scripts.data.dicom.series import Series
-from scripts.data.volume import Problem, VolumeError
+from scripts.data.sources.table import Found, Options
+from scripts.data.volume import CaseError, refuse
 
-# How the descriptions of Vestibular-Schwannoma-SEG begin or what they contain; regular expressions, in any case.
-VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
 # As the publishers say.
 KNOWN_INCOMPLETE = {"VS-SEG-168": "listed by its publishers as incomplete"}
 # Series of different studies that are farther apart show two states of a tumor.
@@ -39,9 +36,6 @@ MOST_DAYS = 31
 _DRAWINGS_AGREE = 0.8
 # A mask whose volume differs from that of its contours by more than this fraction is told.
 _VOLUME_AGREES = 0.05
-
-_CONTOURS_FOLDER = re.compile(r"vs_gk_(?P<number>\d+)_t(?P<weighting>[12])", re.IGNORECASE)
-_MODALITY_OF = {"1": "ceT1", "2": "T2"}
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,55 @@ class StudyCase:
         }
 
 
+def find(folders: Sequence[Path], options: Options) -> Found:
+    """Series for inference as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    return study_jobs(folders, TASKS[options.task].image, options.series, options)
+
+
+def study_jobs(
+    folders: Sequence[Path],
+    modalities: Sequence[str],
+    patterns: Mapping[str, str],
+    options: Options,
+    *,
+    drawn: Callable[[Sequence[StudyCase], Sequence[Path]], list[StudyCase]] | None = None,
+) -> Found:
+    """Cases of DICOM folders as jobs.
+
+    Args:
+        folders: as downloaded.
+        modalities, patterns: as in `find_studies`.
+        options: workers, structure and task are used.
+        drawn: adds what describes the tumor beside its RTSTRUCT; a mask is needed then.
+    """
+    headers = scan(*folders, workers=options.workers)
+    cases, problems = find_studies(headers, modalities, patterns)
+    said = {"task": options.task, "structure": options.structure, "modalities": list(modalities)}
+    jobs = [
+        Job(
+            case.case,
+            case.patient,
+            case.cohort,
+            case.files(),
+            said,
+            partial(write_study, case, options.structure, drawn is not None),
+        )
+        for case in (cases if drawn is None else drawn(cases, folders))
+    ]
+    nameless = sum(series.patient == UNKNOWN for series in headers.series)
+    note = f"{nameless} series have neither PatientID nor PatientName and count as one patient"
+    return Found(jobs, problems, notes=[note] if nameless else [])
+
+
 def find_studies(
-    scan: Scan, modalities: Sequence[str], patterns: Mapping[str, str]
-) -> tuple[list[StudyCase], list[Problem]]:
+    headers: Scan, modalities: Sequence[str], patterns: Mapping[str, str]
+) -> tuple[list[StudyCase], list[CaseError]]:
     """Cases of a scanned folder: per patient the studies in which each modality has one series.
 
     A series without description is known by the name of its folder.
 
     Args:
-        scan: headers of all files.
+        headers: of all files.
         modalities: those that a case must have; the first decides the grid.
         patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
             one modality is wanted and has no pattern, the only MR series of a study is taken.
@@ -94,7 +128,7 @@ def find_studies(
         files, headers that do not make a volume; and files that cannot be read and belong to no chosen series.
     """
     patients: dict[str, list[Series]] = {}
-    for series in scan.series:
+    for series in headers.series:
         patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
     cases, problems = [], []
     used: set[str] = set()
@@ -102,48 +136,25 @@ def find_studies(
     for patient, own in sorted(patients.items()):
         name = file_name(patient)
         if patient in KNOWN_INCOMPLETE:
-            problems.append(Problem(name, "known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient"))
+            problems.append(CaseError("known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient", case=name))
             continue
         studies = {series.study_uid for series in own}
-        sets = tuple(s.path for s in scan.structure_sets if s.patient == patient or s.study_uid in studies)
+        sets = tuple(s.path for s in headers.structure_sets if s.patient == patient or s.study_uid in studies)
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
             case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
-            damaged = {} if errors else _damaged_files(chosen, scan)
+            damaged = {} if errors else _damaged_files(chosen, headers)
             told |= damaged.keys()
             errors = errors or list(damaged.values()) or _header_problems(chosen)
-            problems += [Problem(case, error.check, error.found, error.expected) for error in errors]
+            problems += [error.at(case) for error in errors]
             if not errors:
                 cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
     problems += [
-        Problem(str(path), "unreadable file", message, "DICOM; download the file again")
-        for path, message in scan.unreadable
+        CaseError("unreadable file", message, "DICOM; download the file again", case=str(path))
+        for path, message in headers.unreadable
         if path not in told
     ]
     return cases, problems
-
-
-def add_contours(cases: Sequence[StudyCase], folders: Iterable[Path]) -> list[StudyCase]:
-    """The same cases with the contours.json and .tfm files of `vs_gk_N_t1/` and `vs_gk_N_t2/` below the folders.
-
-    `vs_gk_7_t2` belongs to patient VS-SEG-007.
-    """
-    drawn: dict[str, dict[str, Path]] = {}
-    transforms: dict[str, list[Path]] = {}
-    for folder in folders:
-        for path in sorted([*folder.rglob("contours.json"), *folder.rglob("*.tfm")]):
-            match = _CONTOURS_FOLDER.fullmatch(path.parent.name)
-            if match is None or path.name.startswith("."):
-                continue
-            patient = f"VS-SEG-{int(match['number']):03d}"
-            if path.suffix == ".tfm":
-                transforms.setdefault(patient, []).append(path)
-            else:
-                drawn.setdefault(patient, {})[_MODALITY_OF[match["weighting"]]] = path
-    return [
-        replace(case, contours=drawn.get(case.patient, {}), transforms=tuple(transforms.get(case.patient, ())))
-        for case in cases
-    ]
 
 
 def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bool, folder: Path) -> Facts:
@@ -160,13 +171,12 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
 
     Raises:
         CaseError: a series that has lost images; no contours that can be used.
-        VolumeError: a series that cannot be read, or a registration that does not hold.
+        CaseError: a series that cannot be read, or a registration that does not hold.
     """
     facts = Facts()
     sets, unreadable = _structure_sets(case, facts)
     errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
-    if errors:
-        raise CaseError(errors)
+    refuse(errors)
     frames = {series.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
@@ -203,26 +213,26 @@ def _unused(name: str, used: set[str]) -> str:
     return numbered
 
 
-def _damaged_files(series: Mapping[str, Series], scan: Scan) -> dict[Path, VolumeError]:
+def _damaged_files(series: Mapping[str, Series], headers: Scan) -> dict[Path, CaseError]:
     """Files that could not be read in the folder of a chosen series: they may have been slices of it."""
     errors = {}
     for name, one in series.items():
         folders = {file.parent for file in one.files()}
-        for path, message in scan.unreadable:
+        for path, message in headers.unreadable:
             if path.parent in folders:
                 found = f"{name}: {path.name}: {message}"
-                errors[path] = VolumeError("unreadable file", found, "a complete download")
+                errors[path] = CaseError("unreadable file", found, "a complete download")
     return errors
 
 
-def _header_problems(series: Mapping[str, Series]) -> list[VolumeError]:
+def _header_problems(series: Mapping[str, Series]) -> list[CaseError]:
     """What is wrong with the geometry of the chosen series, from headers alone."""
     return [error.of(name) for name, one in series.items() for error in one.problems()]
 
 
 def _series_of_studies(
     all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
-) -> Iterable[tuple[dict[str, Series], list[VolumeError]]]:
+) -> Iterable[tuple[dict[str, Series], list[CaseError]]]:
     """Series and errors of each study; all studies together where no study has all modalities by itself."""
     studies: dict[str, list[Series]] = {}
     for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
@@ -234,14 +244,14 @@ def _series_of_studies(
     return [(together, errors or _far_apart(together))]
 
 
-def _far_apart(series: Mapping[str, Series]) -> list[VolumeError]:
+def _far_apart(series: Mapping[str, Series]) -> list[CaseError]:
     """Whether series of different studies are of different times: a tumor grows."""
     dates = {name: _date(one.study_date) for name, one in series.items()}
     known = [date for date in dates.values() if date is not None]
     shown = ", ".join(f"{name} of {date or 'an unknown date'}" for name, date in dates.items())
     if len(known) == len(dates) and (max(known) - min(known)).days <= MOST_DAYS:
         return []
-    return [VolumeError("different studies", shown, f"series of one study, or of {MOST_DAYS} days")]
+    return [CaseError("different studies", shown, f"series of one study, or of {MOST_DAYS} days")]
 
 
 def _date(text: str) -> date | None:
@@ -254,7 +264,7 @@ def _date(text: str) -> date | None:
 
 def _choose(
     candidates: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
-) -> tuple[dict[str, Series], list[VolumeError]]:
+) -> tuple[dict[str, Series], list[CaseError]]:
     chosen: dict[str, Series] = {}
     errors = []
     for name in modalities:
@@ -266,7 +276,7 @@ def _choose(
         wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
         shown = ", ".join(repr(_label(s)) for s in fitting or candidates) or "none"
         check = "ambiguous series" if fitting else "missing series"
-        errors.append(VolumeError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
+        errors.append(CaseError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
     return chosen, errors
 
 
@@ -275,14 +285,14 @@ def _label(series: Series) -> str:
     return series.description or series.files()[0].parent.name
 
 
-def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[VolumeError]]:
+def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[CaseError]]:
     """The structure sets of a case that can be read, the newest first, and what is wrong with the others."""
     sets: list[StructureSet] = []
     errors = []
     for path in case.structure_sets:
         try:
             sets.append(read_rtstruct(path))
-        except VolumeError as error:
+        except CaseError as error:
             errors.append(error)
     sets.sort(key=lambda drawn: drawn.date, reverse=True)
     for name, series in case.series.items():
@@ -293,7 +303,7 @@ def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], 
     return sets, errors
 
 
-def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[VolumeError]:
+def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[CaseError]:
     """Images of a series that a structure set lists and that are not there: slices lost at an end leave no gap.
 
     Where it lists none of those that are there, images were renamed after it was drawn, and nothing can be said.
@@ -303,13 +313,13 @@ def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[VolumeErr
     if not lost or lost == len(listed):
         return []
     found = f"{lost} of the {len(listed)} images that the structure set lists are missing"
-    return [VolumeError("number of slices", found, "every image of the series; download it again")]
+    return [CaseError("number of slices", found, "every image of the series; download it again")]
 
 
 def _tumor(
     case: StudyCase,
     drawings: Iterable[tuple[str, str, Structure]],
-    errors: list[VolumeError],
+    errors: list[CaseError],
     together: Together,
     facts: Facts,
 ) -> NDArray[np.uint8]:
@@ -327,7 +337,7 @@ def _tumor(
         shape, affine = case.series[modality].grid()
         try:
             drawn = structure_mask(drawing, shape, affine)
-        except VolumeError as error:
+        except CaseError as error:
             errors.append(error.of(origin))
             continue
         mask = together.mask(drawn, modality)
@@ -342,13 +352,14 @@ def _tumor(
             facts.warnings.append(f"{origin} on {modality} is another drawing: Dice {agreement:.3f}")
     if taken is None:
         expected = "an RTSTRUCT that references one of the series, or contours.json in vs_gk_N_t2 or vs_gk_N_t1"
-        raise CaseError(errors or [VolumeError("missing contours", "no drawing of the tumor", expected)])
+        refuse(errors or [CaseError("missing contours", "no drawing of the tumor", expected)])
+    assert taken is not None
     facts.warnings += [f"not used: {error}" for error in errors]
     return taken
 
 
 def _drawings(
-    case: StudyCase, sets: Sequence[StructureSet], patterns: Sequence[str], errors: list[VolumeError]
+    case: StudyCase, sets: Sequence[StructureSet], patterns: Sequence[str], errors: list[CaseError]
 ) -> Iterable[tuple[str, str, Structure]]:
     """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
     for modality, series in case.series.items():
@@ -359,9 +370,9 @@ def _drawings(
                 frame = drawn.frames.get(series.uid, "")
                 if frame not in ("", series.frame_of_reference):
                     found = f"{frame}, the {modality} series has {series.frame_of_reference}"
-                    raise VolumeError("frame of reference", found, "the same one in structure set and series")
+                    raise CaseError("frame of reference", found, "the same one in structure set and series")
                 yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
-            except VolumeError as error:
+            except CaseError as error:
                 errors.append(error.of(drawn.path.name))
         if modality not in case.contours:
             continue
@@ -369,7 +380,7 @@ def _drawings(
         try:
             structures = read_contours_json(case.contours[modality])
             yield modality, "contours.json", choose_structure(structures, patterns, first=True)
-        except VolumeError as error:
+        except CaseError as error:
             errors.append(error.of(folder))
 
 

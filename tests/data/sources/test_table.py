@@ -1,4 +1,4 @@
-"""Tests of scripts.data.sources.jobs: what each source makes of its folders, and which files and options decide a case.
+"""Tests of the table of sources: what each makes of its folders, and which files and options decide a case.
 
 What the jobs write is tested where it is written: `test_conversion.py`, `test_studies.py`, `test_prepare.py`.
 """
@@ -6,7 +6,6 @@ What the jobs write is tested where it is written: `test_conversion.py`, `test_s
 import json
 import pickle
 from functools import partial
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,12 +15,11 @@ from made.dicom import make_affine, make_uid, write_small
 
 from scripts.data.case import Facts
 from scripts.data.datalist import TASKS
-from scripts.data.sources.jobs import SOURCES, Options, case_names, find_jobs, phantom_jobs
+from scripts.data.sources.table import SOURCES, Options, case_names, find_cases
 
 AFFINE = np.diag([0.5, 0.5, 1.5, 1.0])
 SHAPE = (6, 5, 4)
 PATTERNS = {"T2": "{case}/t2.nii.gz", "ceT1": "{case}/t1.nii.gz", "label": "{case}/seg.nii.gz"}
-SMALL = (24, 24, 8)
 
 
 def write_nifti(path, start=0):
@@ -86,7 +84,7 @@ def found_in(tmp_path, source):
     """What a source finds in a folder that was made for it."""
     task, arguments, make, _ = MADE[source]
     make(tmp_path)
-    return find_jobs(source, [tmp_path], Options(task, **arguments))
+    return find_cases(source, [tmp_path], Options(task, **arguments))
 
 
 # --- Every source
@@ -136,14 +134,14 @@ def test_a_job_after_its_journey_writes_the_case(tmp_path, source):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_task_that_a_source_does_not_serve_is_refused(tmp_path, source):
-    served, _ = SOURCES[source]
+    served = SOURCES[source].tasks
     for task in {*TASKS, "liver"} - set(served):
         with pytest.raises(ValueError, match=f"task is '{task}', expected one of {', '.join(served)} for {source}"):
-            find_jobs(source, [tmp_path], Options(task))
+            find_cases(source, [tmp_path], Options(task))
 
 
 def test_every_task_that_is_served_is_a_task():
-    assert {task for tasks, _ in SOURCES.values() for task in tasks} == TASKS.keys()
+    assert {task for served in SOURCES.values() for task in served.tasks} == TASKS.keys()
 
 
 @pytest.mark.parametrize("source", ["nifti", "brats", "msd", "crossmoda"])
@@ -151,7 +149,7 @@ def test_several_folders_of_nifti_are_refused(tmp_path, source):
     task, arguments, make, _ = MADE[source]
     make(tmp_path)
     with pytest.raises(ValueError, match=f"names 2 folders, expected one for {source}"):
-        find_jobs(source, [tmp_path, tmp_path], Options(task, **arguments))
+        find_cases(source, [tmp_path, tmp_path], Options(task, **arguments))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,7 @@ def test_case_names(source, task, names):
 
 
 def nifti_job(root, **arguments):
-    (job,) = find_jobs("nifti", [root], Options("vs", **{"patterns": PATTERNS, **arguments})).jobs
+    (job,) = find_cases("nifti", [root], Options("vs", **{"patterns": PATTERNS, **arguments})).jobs
     return job
 
 
@@ -202,7 +200,7 @@ def test_a_modality_that_the_task_does_not_need_is_no_file_of_a_case(tmp_path):
 
 def test_patient_and_cohort_go_into_the_job(tmp_path):
     write_nifti(tmp_path / "london" / "p1" / "a_t2.nii.gz")
-    (job,) = find_jobs("nifti", [tmp_path], Options("vs", patterns={"T2": "{cohort}/{patient}/{case}_t2.nii.gz"})).jobs
+    (job,) = find_cases("nifti", [tmp_path], Options("vs", patterns={"T2": "{cohort}/{patient}/{case}_t2.nii.gz"})).jobs
     assert (job.case, job.patient, job.cohort) == ("a", "p1", "london")
 
 
@@ -220,9 +218,9 @@ def test_crossmoda_s_t2_is_for_inference_alone(tmp_path):
 def test_series_patterns_go_over_the_usual_ones(tmp_path):
     make_download(tmp_path)
     write_small(tmp_path / "other", patient="VS-SEG-007", description="t2_space")
-    found = find_jobs("vs_seg", [tmp_path], Options("vs"))
+    found = find_cases("vs_seg", [tmp_path], Options("vs"))
     assert [problem.check for problem in found.problems] == ["ambiguous series"]
-    (job,) = find_jobs("vs_seg", [tmp_path], Options("vs", series={"T2": "space"})).jobs
+    (job,) = find_cases("vs_seg", [tmp_path], Options("vs", series={"T2": "space"})).jobs
     assert {path.parent.name for path in job.files["T2"]} == {"other"}
     assert {path.parent.name for path in job.files["ceT1"]} == {"t1"}
 
@@ -230,23 +228,23 @@ def test_series_patterns_go_over_the_usual_ones(tmp_path):
 def test_the_structure_decides_and_contours_are_for_labels_alone(tmp_path):
     make_download(tmp_path)
     (usual,), (named,) = (
-        find_jobs("vs_seg", [tmp_path], Options("vs", structure=structure)).jobs for structure in (None, ("Cochlea",))
+        find_cases("vs_seg", [tmp_path], Options("vs", structure=structure)).jobs for structure in (None, ("Cochlea",))
     )
     assert usual.files == named.files and usual.options != named.options
-    (scan,) = find_jobs("dicom", [tmp_path], Options("vs", series={"T2": "t2_"})).jobs
+    (scan,) = find_cases("dicom", [tmp_path], Options("vs", series={"T2": "t2_"})).jobs
     assert not any(role.startswith("contours") for role in scan.files)
 
 
 def test_several_folders_of_dicom_come_together(tmp_path):
     for number in (1, 2):
         make_download(tmp_path / str(number), patient=f"VS-SEG-00{number}")
-    found = find_jobs("vs_seg", [tmp_path / "1", tmp_path / "2"], Options("vs"))
+    found = find_cases("vs_seg", [tmp_path / "1", tmp_path / "2"], Options("vs"))
     assert [(job.case, job.cohort) for job in found.jobs] == [("VS-SEG-001", "VS-SEG"), ("VS-SEG-002", "VS-SEG")]
 
 
 def test_converted_data_are_nifti(tmp_path):
     make_converted(tmp_path)
-    (job,) = find_jobs("vs_seg", [tmp_path], Options("vs")).jobs
+    (job,) = find_cases("vs_seg", [tmp_path], Options("vs")).jobs
     assert (job.case, list(job.files)) == ("vs_gk_7", ["T2", "ceT1", "label"])
 
 
@@ -254,7 +252,7 @@ def test_converted_data_beside_dicom_are_refused(tmp_path):
     make_converted(tmp_path)
     make_download(tmp_path)
     with pytest.raises(ValueError, match="the same patients; name one folder"):
-        find_jobs("vs_seg", [tmp_path], Options("vs"))
+        find_cases("vs_seg", [tmp_path], Options("vs"))
 
 
 def test_a_damaged_file_of_no_case_is_told(tmp_path):
@@ -262,7 +260,7 @@ def test_a_damaged_file_of_no_case_is_told(tmp_path):
     damaged = tmp_path / "elsewhere" / "1.dcm"
     damaged.parent.mkdir()
     damaged.write_bytes(b"\0" * 128 + b"DICM")
-    found = find_jobs("vs_seg", [tmp_path], Options("vs"))
+    found = find_cases("vs_seg", [tmp_path], Options("vs"))
     assert [job.case for job in found.jobs] == ["VS-SEG-007"]
     assert [(problem.case, problem.check) for problem in found.problems] == [(str(damaged), "unreadable file")]
 
@@ -270,40 +268,6 @@ def test_a_damaged_file_of_no_case_is_told(tmp_path):
 def test_series_without_a_patient_are_told(tmp_path):
     for name in ("a", "b"):
         write_small(tmp_path / name, PatientID=None, PatientName=None, series_uid=make_uid(name))
-    assert find_jobs("dicom", [tmp_path], Options("vs")).notes == [
+    assert find_cases("dicom", [tmp_path], Options("vs")).notes == [
         "2 series have neither PatientID nor PatientName and count as one patient"
     ]
-
-
-# --- Phantoms
-
-
-def phantoms(seeds, tumors):
-    return phantom_jobs("vs", seeds, tumors, SMALL, (1.6, 1.6, 3.0))
-
-
-def test_phantoms_are_numbered_whatever_their_seeds():
-    jobs = phantoms([11, 3, 3], [True, False, True])
-    assert [job.case for job in jobs] == ["phantom_vs_0000", "phantom_vs_0001", "phantom_vs_0002"]
-    assert [job.patient for job in jobs] == [job.case for job in jobs]
-    assert {job.cohort for job in jobs} == {"phantom"} and all(job.files == {} for job in jobs)
-    assert jobs[1].options == {"seed": 3, "tumor": False, "shape": list(SMALL), "spacing": [1.6, 1.6, 3.0]}
-    assert jobs[1].options != jobs[2].options
-
-
-def test_a_phantom_needs_a_seed_and_a_tumor_or_none():
-    with pytest.raises(ValueError):
-        phantoms([1, 2], [True])
-
-
-def test_a_phantom_after_its_journey(tmp_path: Path):
-    for job in phantoms([5, 5], [True, False]):
-        folder = tmp_path / job.case
-        folder.mkdir()
-        pickle.loads(pickle.dumps(job)).write(folder)
-        written = {path.name.removeprefix(f"{job.case}_"): nib.load(path) for path in folder.iterdir()}
-        assert written.keys() == {"T2.nii.gz", "ceT1.nii.gz", "label.nii.gz"}
-        assert {image.shape for image in written.values()} == {SMALL}
-        assert written["T2.nii.gz"].get_data_dtype() == np.int16
-        assert written["T2.nii.gz"].header.get_zooms() == pytest.approx((1.6, 1.6, 3.0))
-        assert bool(written["label.nii.gz"].get_fdata().any()) is job.options["tumor"]

@@ -1,0 +1,49 @@
+"""Tests of label values: which numbers of a map are a structure, and which numbers are refused."""
+
+import numpy as np
+import pytest
+
+from scripts.data.sources.brats import BRATS_NEW_LABELS, BRATS_OLD_LABELS
+from scripts.data.sources.msd import MSD_LABELS
+from scripts.data.volume import CaseError
+
+
+@pytest.mark.parametrize(
+    ("values", "present", "whole", "enhancing"),
+    [
+        (BRATS_OLD_LABELS, [0, 1, 2, 4], [0, 1, 1, 1], [0, 0, 0, 1]),
+        (BRATS_OLD_LABELS, [0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1]),
+        (BRATS_OLD_LABELS, [0, 2], [0, 1], [0, 0]),
+        (BRATS_NEW_LABELS, [0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1]),
+        (MSD_LABELS, [0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 1]),
+    ],
+)
+def test_label_values(values, present, whole, enhancing):
+    for structure, expected in (("whole tumor", whole), ("enhancing tumor", enhancing)):
+        mask = values.mask(np.array(present, dtype=np.float32), structure)
+        assert mask.dtype == np.uint8
+        assert mask.tolist() == expected
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("place", [(0, 0, 0), (2, 3, 4), (1, 2, 3)])
+def test_a_single_wrong_voxel_is_found(place, order):
+    seg = np.ones((3, 4, 5), np.int16, order=order)
+    seg[place] = 9
+    for map_ in (seg, seg[::-1, :, ::-1], np.pad(seg, 2)[1:-1]):
+        with pytest.raises(CaseError, match="label values: found .*9"):
+            MSD_LABELS.mask(map_, "whole tumor")
+
+
+@pytest.mark.parametrize(
+    ("values", "present", "message"),
+    [
+        (BRATS_OLD_LABELS, [0, 1, 3, 4], r"found \{0, 1, 3, 4\}, expected \{0, 1, 2, 4\} or \{0, 1, 2, 3\}"),
+        (BRATS_NEW_LABELS, [0, 2, 4], r"found \{0, 2, 4\}, expected \{0, 1, 2, 3\}"),
+        (MSD_LABELS, [0, 0.5], r"found \{0, 0.5\}"),
+        (MSD_LABELS, [0, np.nan], r"found \{0, nan\}"),
+    ],
+)
+def test_label_values_outside_the_declared(values, present, message):
+    with pytest.raises(CaseError, match=message):
+        values.mask(np.array(present), "whole tumor")
