@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
-from made.loss_weights import LOSS_WEIGHTS
+from made.training import make_batch, make_method
 from monai.data import MetaTensor
 from torch import nn
 
 from scripts.inference.inferer import CascadeInferer, FullScanInferer
-from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet, name_outputs
-from scripts.networks.unet2d5 import UNet2d5
-from scripts.training.methods.tissnet import TISSNetMethod
 from scripts.training.trainer import MethodTrainer
 from scripts.transforms import CropAroundTumord, InvertPredictiond
 
@@ -38,19 +35,8 @@ AGREEMENT = 0.02  # largest difference of a probability, bfloat16 on the GPU aga
 
 
 def make_trainer(batches: int = 1, *, dropout: float = 0.0, **options: Any) -> MethodTrainer:
-    torch.manual_seed(0)
-    method = TISSNetMethod(
-        TISSNet(1, features=SMALL, dropout=(dropout,) * 5),
-        D_g=PatchDiscriminator3d(2, features=4),
-        D_t=PatchDiscriminator3d(2, features=4),
-        S_p=UNet2d5(1, 1, features=SMALL),
-        weights=LOSS_WEIGHTS,
-    ).to("cuda")
-    label = torch.zeros(2, 1, 32, 32, 8)
-    label[..., 8:16, 8:16, 2:6] = 1
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(label.shape, generator=generator) * 2 - 1
-    batch = {"image": image, "target": (label - image).clamp(-1, 1), "label": label, "case": ["a", "b"]}
+    method = make_method(dropout=(dropout,) * 5).to("cuda")
+    batch = make_batch(True, True, size=(32, 32, 8))
     batch = {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     optimizers = [
         torch.optim.Adam(parameters, 1e-4, fused=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from made.training import Voxels
 from monai.data import DataLoader
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd, RandShiftIntensityd
@@ -29,35 +30,6 @@ SAMPLES, BATCH_SIZE, EPOCHS = 7, 2, 3
 LENGTH = 4  # batches of an epoch; the last one has a single sample
 SIGTERM_STATUS = 143  # 128 + 15, as a shell says it
 WORKERS = [(0, 0), (2, 0), (0, 2)]  # before and after the resume
-
-
-class Voxels(nn.Module):
-    """The smallest method with a generator that drops out and a discriminator."""
-
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.G = nn.Sequential(nn.Conv3d(1, channels, 1), nn.Dropout(0.5), nn.Conv3d(channels, 1, 1))
-        self.D = nn.Conv3d(1, 1, 1)
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        return list(self.G.parameters())
-
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        return list(self.D.parameters())
-
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"fake": self.G(batch["image"])}
-
-    def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        fake = outputs["fake"]
-        return {"l1": (fake - batch["target"]).abs().mean(), "adversarial": ((self.D(fake) - 1) ** 2).mean()}
-
-    def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"D": (self.D(outputs["fake"].detach()) ** 2).mean() + ((self.D(batch["target"]) - 1) ** 2).mean()}
-
-    def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        return outputs["fake"]
 
 
 class Training(NamedTuple):
@@ -97,7 +69,7 @@ def make(
     dataset = SeededDataset(data, Compose(random), seed=5, cache_rate=0.0)
     sampler = SeededSampler(dataset, seed=5)
     loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
-    method = Voxels(channels)
+    method = Voxels(channels, dropout=0.5)
     optimizer_g = torch.optim.Adam(method.generator_parameters(), lr=1e-2)
     optimizer_d = torch.optim.Adam(method.discriminator_parameters(), lr=1e-2)
     trainer = MethodTrainer(

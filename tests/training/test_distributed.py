@@ -19,12 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
-from made.loss_weights import LOSS_WEIGHTS
+from made.training import make_batch, make_method, without_target
 from torch import Tensor, nn
 
-from scripts.networks.discriminator import PatchDiscriminator3d
-from scripts.networks.tissnet import TISSNet
-from scripts.networks.unet2d5 import UNet2d5
 from scripts.training.checkpoints import StopOnSignal
 from scripts.training.distributed import (
     any_process,
@@ -36,14 +33,10 @@ from scripts.training.distributed import (
     world_size,
 )
 from scripts.training.losses import MaskLoss, lsgan_loss, mean_over_samples
-from scripts.training.methods.tissnet import TISSNetMethod
 from scripts.training.trainer import MethodTrainer
 
 PROCESSES = 2
 SECONDS = 120  # after which the processes are killed and the tests fail
-SIZE = (24, 24, 6)  # the smallest patch for a discriminator
-TINY = (4, 4, 8, 8, 8)
-NO_DROPOUT = (0.0,) * 5
 RTOL = 1e-5  # float32, sums in another order
 WEIGHTS_RTOL = 1e-4  # of how far the steps moved the weights; without exchange, processes differ by some tenths of it
 TUMORS = {"both": (True, True), "first": (True, False), "second": (False, True), "none": (False, False)}
@@ -54,23 +47,9 @@ STOPPED_AFTER = 2  # the iteration in which one process alone is told to stop
 Batch = dict[str, Any]
 
 
-def make_batch(present: tuple[bool, ...], *, seed: int = 1) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.zeros(len(present), 1, *SIZE)
-    for i, (sample, there) in enumerate(zip(y, present, strict=True)):
-        sample[:, 6 : 10 + 12 * i, 8:18, 1:5] = float(there)  # of two sizes: means of ratios are not ratios of sums
-    x_s = torch.rand(len(present), 1, *SIZE, generator=generator) * 2 - 1
-    return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": [f"case-{i}" for i in range(len(y))]}
-
-
 def make_batches_without_target() -> list[Batch]:
     """One batch per entry of `TARGETS`, as `FillTargetd` makes them."""
-    batches = []
-    for i, has in enumerate(TARGETS):
-        batch, there = make_batch((True, True), seed=i), torch.tensor(has, dtype=torch.float32)
-        batch["target"] = torch.where(there.view(-1, 1, 1, 1, 1) > 0, batch["target"], torch.tensor(-1.0))
-        batches.append(batch | {"has_target": there})
-    return batches
+    return [without_target(make_batch(True, True, seed=i), *has) for i, has in enumerate(TARGETS)]
 
 
 def share(batch: Batch, rank: int) -> Batch:
@@ -104,10 +83,7 @@ def losses(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def make_trainer(batches: list[Batch], *, seed: int = 0) -> MethodTrainer:
-    torch.manual_seed(seed)
-    parts = {"D_g": PatchDiscriminator3d(2, features=2), "D_t": PatchDiscriminator3d(2, features=2)}
-    network, S_p = TISSNet(1, features=TINY, dropout=NO_DROPOUT), UNet2d5(1, 1, features=TINY)
-    method = TISSNetMethod(network, S_p=S_p, weights=LOSS_WEIGHTS, **parts)
+    method = make_method(seed=seed)
     # SGD, for Adam makes a whole step of a gradient that is rounding alone; momentum, for what D_t must not do
     optimizers = [
         torch.optim.SGD(parameters, lr=rate, momentum=0.9)
@@ -174,8 +150,8 @@ def process(rank: int, folder: Path) -> None:
     share_weights(module)
     found["weights"] = {"before": before, "after": module.state_dict()}
 
-    found["losses"] = {name: losses(share(make_batch(present), rank)) for name, present in TUMORS.items()}
-    batches = [share(make_batch(TUMORS[name], seed=i), rank) for i, name in enumerate(STEPS)]
+    found["losses"] = {name: losses(share(make_batch(*present), rank)) for name, present in TUMORS.items()}
+    batches = [share(make_batch(*TUMORS[name], seed=i), rank) for i, name in enumerate(STEPS)]
     found["steps"] = train(batches, seed=rank)  # other weights at first: the first process's are to be taken
     found["targets"] = train([share(batch, rank) for batch in make_batches_without_target()], seed=rank)
     found["stop"] = stop(batches, told=rank == 1)
@@ -205,7 +181,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def alone() -> list[dict[str, Any]]:
     """One process's steps with the whole batches."""
-    return train([make_batch(TUMORS[name], seed=i) for i, name in enumerate(STEPS)])
+    return train([make_batch(*TUMORS[name], seed=i) for i, name in enumerate(STEPS)])
 
 
 # the words that the processes exchange
@@ -254,7 +230,7 @@ def test_every_process_gets_the_weights_and_buffers_of_the_first(found: list[dic
 
 @pytest.mark.parametrize("tumors", TUMORS)
 def test_losses_and_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]], tumors: str) -> None:
-    for name, (value, gradient) in losses(make_batch(TUMORS[tumors])).items():
+    for name, (value, gradient) in losses(make_batch(*TUMORS[tumors])).items():
         for one in found:
             got_value, got_gradient = one["losses"][tumors][name]
             assert got_value.item() == pytest.approx(value.item(), rel=RTOL), name
@@ -264,7 +240,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(found: list[dict[str,
 def test_mean_of_each_ones_own_loss_would_be_another() -> None:
     """Or the test above would not tell global sums from local ones."""
     for tumors in ("both", "first", "second"):
-        batch = make_batch(TUMORS[tumors])
+        batch = make_batch(*TUMORS[tumors])
         pieces = [losses(share(batch, rank)) for rank in range(PROCESSES)]
         for name in {"dice"} if tumors == "both" else {"dice", "mean over samples", "lsgan with weights"}:
             mean = sum(piece[name][0].item() for piece in pieces) / PROCESSES
@@ -276,7 +252,7 @@ def test_mean_of_each_ones_own_loss_would_be_another() -> None:
 
 def test_steps_are_those_of_one_process(found: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
     assert [len(one["steps"]) for one in found] == [len(STEPS)] * PROCESSES
-    start = make_trainer([make_batch((True,))]).method.state_dict()
+    start = make_trainer([make_batch(True)]).method.state_dict()
     for name in ("cascade.network.G", "cascade.network.S", "D_g", "D_t"):
         weights = [weight for weight in start if weight.startswith(name)]
         for step, expected in enumerate(alone):
@@ -289,7 +265,7 @@ def test_steps_are_those_of_one_process(found: list[dict[str, Any]], alone: list
 
 def test_cases_without_a_target_give_the_steps_of_one_process(found: list[dict[str, Any]]) -> None:
     """One process with, one without, none with: the same terms everywhere, and those of the whole batch."""
-    start = make_trainer([make_batch((True,))]).method.state_dict()
+    start = make_trainer([make_batch(True)]).method.state_dict()
     for step, expected in enumerate(train(make_batches_without_target())):
         assert ("D_g" in expected["output"]) == any(TARGETS[step])
         moved = max(float((value - start[name]).abs().max()) for name, value in expected["weights"].items())

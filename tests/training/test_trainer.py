@@ -14,53 +14,21 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
-from made.loss_weights import LOSS_WEIGHTS
+from made.training import GENERATOR_TERMS, SIZE, TINY, Voxels, make_batch, make_method, without_target
 from monai.engines import IterationEvents
 from torch import Tensor, nn
 
-from scripts.networks.discriminator import PatchDiscriminator3d
-from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import UNet2d5
 from scripts.training.logs import scalars
 from scripts.training.methods.segmentation import SegmentationMethod
 from scripts.training.methods.tissnet import TERMS, TISSNetMethod
 from scripts.training.trainer import MethodTrainer
 
-TINY = (4, 4, 8, 8, 8)
-NO_DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.0)
-SIZE = (24, 24, 6)  # the smallest patch for a discriminator
 TOLERANCE = 1e-6  # float32, sums in another order
 LAYOUT_RTOL = 1e-4  # float32, other convolution algorithms, through a U-Net
 BFLOAT16_RTOL = 0.1  # bfloat16 has 8 bits of mantissa, and a U-Net has many layers
-GENERATOR_TERMS = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "perceptibility", "coarse"} | {
-    "fine",
-    "error",
-    "consistency",
-}
 
 Batch = dict[str, Any]
-
-
-def make_batch(*present: bool, seed: int = 1, name: str = "case", size: tuple[int, int, int] = SIZE) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.zeros(len(present), 1, *size)
-    for sample, there in zip(y, present, strict=True):
-        sample[:, 6:16, 8:20, 1:5] = float(there)
-    x_s = torch.rand(len(present), 1, *size, generator=generator) * 2 - 1
-    cases = [f"{name}-{i}" for i in range(len(present))]
-    return {"image": x_s, "target": (y - x_s).clamp(-1, 1), "label": y, "case": cases}
-
-
-def make_method(*, weights: Mapping[str, float] | None = None, **kwargs: Any) -> TISSNetMethod:
-    """A method with the weights of train.json but for those given."""
-    torch.manual_seed(0)
-    parts: dict[str, Any] = {
-        "D_g": PatchDiscriminator3d(2, features=2),
-        "D_t": PatchDiscriminator3d(2, features=2),
-        "S_p": UNet2d5(1, 1, features=TINY, norm="batch"),  # batch norm: buffers that must not change
-    }
-    network = TISSNet(1, features=TINY, dropout=NO_DROPOUT)
-    return TISSNetMethod(network, weights=LOSS_WEIGHTS | dict(weights or {}), **parts | kwargs)
 
 
 def make_trainer(method: Any, batches: Any, *, epochs: int = 1, sgd: float = 0.0, **kwargs: Any) -> MethodTrainer:
@@ -87,37 +55,6 @@ def networks(method: TISSNetMethod) -> dict[str, nn.Module]:
     network, S_p = method.cascade.network, method.perceptibility.S_p
     assert S_p is not None
     return {"G": network.G, "S": network.S, "D_g": method.D_g, "D_t": method.D_t, "S_p": S_p}
-
-
-class MeanMethod(nn.Module):
-    """A generator and a discriminator of a voxel each, with losses that are plain means over the samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.G, self.D = nn.Conv3d(1, 1, 1), nn.Conv3d(1, 1, 1)
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        return list(self.G.parameters())
-
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        return list(self.D.parameters())
-
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"fake": self.G(batch["image"])}
-
-    def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        fake = outputs["fake"]
-        return {"l1": (fake - batch["target"]).abs().mean(), "adversarial": ((self.D(fake) - 1) ** 2).mean()}
-
-    def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"D": (self.D(outputs["fake"].detach()) ** 2).mean() + ((self.D(batch["target"]) - 1) ** 2).mean()}
-
-    def logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        return outputs["fake"]
-
-    def networks(self) -> list[nn.Module]:
-        return [self.G, self.D]
 
 
 # what one step changes
@@ -211,13 +148,13 @@ def test_all_weights_zero_is_refused() -> None:
 # accumulation
 
 
-def run_mean_method(sizes: Sequence[int], *, accumulation_steps: int, samples: Batch) -> dict[str, Tensor]:
+def run_voxels(sizes: Sequence[int], *, accumulation_steps: int, samples: Batch) -> dict[str, Tensor]:
     """Trains two epochs on the samples cut into batches of these sizes."""
     bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     batches = [
         {name: values[a:b] for name, values in samples.items()} for a, b in zip(bounds[:-1], bounds[1:], strict=True)
     ]
-    method = MeanMethod()
+    method = Voxels()
     make_trainer(method, batches, epochs=2, sgd=0.1, accumulation_steps=accumulation_steps).run()
     return method.state_dict()
 
@@ -233,15 +170,15 @@ def run_mean_method(sizes: Sequence[int], *, accumulation_steps: int, samples: B
 )
 def test_accumulated_batches_equal_one_batch(whole: tuple[int, ...], pieces: tuple[int, ...], steps: int) -> None:
     samples = make_batch(*([True] * sum(whole)))
-    want = run_mean_method(whole, accumulation_steps=1, samples=samples)
-    got = run_mean_method(pieces, accumulation_steps=steps, samples=samples)
+    want = run_voxels(whole, accumulation_steps=1, samples=samples)
+    got = run_voxels(pieces, accumulation_steps=steps, samples=samples)
     assert all(torch.allclose(got[name], want[name], rtol=0, atol=TOLERANCE) for name in want)
-    plain = run_mean_method(pieces, accumulation_steps=1, samples=samples)
+    plain = run_voxels(pieces, accumulation_steps=1, samples=samples)
     assert not all(torch.allclose(plain[name], want[name], rtol=0, atol=TOLERANCE) for name in want)
 
 
 def test_gradient_norms_are_of_the_batches_that_step() -> None:
-    trainer = make_trainer(MeanMethod(), [make_batch(True)] * 5, accumulation_steps=2, decollate=False)
+    trainer = make_trainer(Voxels(), [make_batch(True)] * 5, accumulation_steps=2, decollate=False)
     stepped: list[bool] = []
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: stepped.append("grad_norm_G" in engine.state.output)
@@ -252,7 +189,7 @@ def test_gradient_norms_are_of_the_batches_that_step() -> None:
 
 def test_accumulation_steps_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="accumulation_steps is 0"):
-        make_trainer(MeanMethod(), [make_batch(True)], accumulation_steps=0)
+        make_trainer(Voxels(), [make_batch(True)], accumulation_steps=0)
 
 
 # NaN
@@ -281,7 +218,7 @@ def test_nan_in_a_discriminator_loss_alone_changes_nothing_either() -> None:
 
 
 def test_an_infinite_gradient_of_a_finite_loss_changes_nothing_either() -> None:
-    class Root(MeanMethod):
+    class Root(Voxels):
         def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {"root": (0 * outputs["fake"]).sum().abs().sqrt()}  # 0, of slope 0 / 0
 
@@ -293,7 +230,7 @@ def test_an_infinite_gradient_of_a_finite_loss_changes_nothing_either() -> None:
 
 
 def test_nan_in_another_process_stops_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = MeanMethod()
+    method = Voxels()
     before = snapshot(method)
     monkeypatch.setattr("scripts.training.trainer.global_mean", lambda values: values * float("nan"))
     with pytest.raises(FloatingPointError, match="all finite here: look at the other processes"):
@@ -373,7 +310,7 @@ def test_optimizer_state_of_another_layout_steps_the_same(fused: bool) -> None:
 def test_fused_adam_makes_the_steps_of_the_plain_one() -> None:
     states = []
     for fused in (False, True):
-        method, batch = MeanMethod(), make_batch(True, False)
+        method, batch = Voxels(), make_batch(True, False)
         optimizers = [
             torch.optim.Adam(parameters, lr=1e-2, betas=(0.5, 0.999), fused=fused)
             for parameters in (method.generator_parameters(), method.discriminator_parameters())
@@ -386,7 +323,7 @@ def test_fused_adam_makes_the_steps_of_the_plain_one() -> None:
 def test_compiled_networks_make_the_same_steps_under_the_same_keys() -> None:
     states, compiled = [], {"backend": "aot_eager"}  # the graphs of every backend, without a compiler's minutes
     for compile in (False, compiled):
-        method = MeanMethod()
+        method = Voxels()
         batches = [make_batch(True, False), make_batch(True, seed=2)]  # the last batch of an epoch may be smaller
         make_trainer(method, batches, compile=compile).run()
         states.append(snapshot(method))
@@ -414,7 +351,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("scripts.compiler.shutil.which", lambda name: None)
-    method = MeanMethod()
+    method = Voxels()
     before = snapshot(method)
     with caplog.at_level(logging.WARNING, logger="scripts.compiler"):
         make_trainer(method, [make_batch(True)], compile=True).run()
@@ -459,7 +396,7 @@ def test_events_fire_once_each_in_order_and_output_is_decollated() -> None:
 # dropout
 
 
-class Draws(MeanMethod):
+class Draws(Voxels):
     """Notes what dropout would draw."""
 
     def __init__(self) -> None:
@@ -487,13 +424,6 @@ def test_dropout_is_drawn_by_seed_iteration_and_process_and_nothing_else() -> No
 
 
 # no target
-
-
-def without_target(batch: Batch, *has: bool) -> Batch:
-    """The batch as `FillTargetd` makes it."""
-    there = torch.tensor(has, dtype=torch.float32)
-    filled = torch.where(there.view(-1, 1, 1, 1, 1) > 0, batch["target"], torch.tensor(-1.0))
-    return batch | {"target": filled, "has_target": there}
 
 
 def test_without_any_target_the_discriminators_make_no_step() -> None:
