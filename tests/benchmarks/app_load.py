@@ -17,8 +17,6 @@ import logging
 import os
 import random
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +31,10 @@ import psutil
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 180.0
+sys.path.insert(0, str(ROOT / "tests"))
+
+from running import free_port, running  # noqa: E402
+
 ANSWER_SECONDS = 600.0
 INFO_PAUSE = 0.25
 EVERY = 10  # of a client's requests is no inference
@@ -42,39 +43,9 @@ REST_SECONDS = 3.0  # before the memory is read
 logger = logging.getLogger("load")
 
 
-def start(args: argparse.Namespace, studies: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """The server as a process, its output in a file."""
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", args.app, "--studies", str(studies)]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--uvicorn_app",
-        "monailabel_app.web.server:app",
-        *args.further,
-    ]
-    environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "TMPDIR": str(folder / "tmp")}
-    (folder / "tmp").mkdir()
-    with (folder / "server.txt").open("wb") as out:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-
-
-def wait(url: str, process: subprocess.Popen[bytes]) -> float:
-    """Seconds until /info answers."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < START_SECONDS and process.poll() is None:
-        try:
-            if requests.get(f"{url}/info/", timeout=ANSWER_SECONDS).ok:
-                return time.monotonic() - begin
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    raise RuntimeError("the server does not start: see its output")
-
-
-def memory_mb(process: subprocess.Popen[bytes]) -> float:
+def memory_mb(process: psutil.Process) -> float:
     """Resident memory of the server's own process."""
-    return float(psutil.Process(process.pid).memory_info().rss) / 1024**2
+    return float(process.memory_info().rss) / 1024**2
 
 
 class Load:
@@ -171,18 +142,20 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     studies = folder / "store"
     shutil.copytree(args.studies, studies, ignore=shutil.ignore_patterns("labels", "datastore_v2.json", ".lock"))
     scan = next(path for path in studies.iterdir() if path.name.startswith(f"{args.image}."))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    process = start(args, studies, folder, port)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        started = wait(url, process)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", args.app, "--studies", str(studies)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn_app", "monailabel_app.web.server:app"]
+    (folder / "tmp").mkdir()
+    environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "TMPDIR": str(folder / "tmp")}
+    begin = time.monotonic()
+    with running([*command, *args.further], url, folder / "server.txt", cwd=ROOT, env=environment) as server:
+        started = time.monotonic() - begin
         warm = Load(url, args, scan)
         first = warm._infer()
         if not first.ok:
             raise RuntimeError(f"the first inference fails: {first.text}")
-        before, files = memory_mb(process), set((folder / "tmp").iterdir())
+        before, files = memory_mb(server), set((folder / "tmp").iterdir())
         load = Load(url, args, scan)
         threads = [threading.Thread(target=load.client, args=(number,)) for number in range(args.clients)]
         threads.append(threading.Thread(target=load.watch))
@@ -192,11 +165,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             thread.join()
         last = load._infer()
         time.sleep(REST_SECONDS)
-        after = memory_mb(process)
+        after = memory_mb(server)
         left = len(set((folder / "tmp").iterdir()) - files)
-    finally:
-        process.terminate()
-        process.wait(60)
     kinds = ("answered", "503 with Retry-After", "other 5xx", "4xx", "lost")
     return {
         "clients": args.clients,

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import importlib.util
 import json
 import statistics
@@ -24,12 +23,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import measured
 import numpy as np
 import torch
-from bench_step import MATRIX, matrix_product, timed
+from measured import BUNDLE, FEATURES, child, interleaved, matrix_product, most_allocated_gib, most_resident_gib, timed
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.utils import convert_to_onnx
@@ -37,17 +38,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
-sys.path.insert(0, str(BUNDLE))
+from scripts.data.phantom.make import make_phantom
+from scripts.inference.engine import Engine
+from scripts.inference.stages import Outputs
+from scripts.networks.tissnet import TISSNet
+from scripts.transforms import NormalizeForegroundd
+from scripts.weights import load_weights
 
-from scripts.data.phantom.make import make_phantom  # noqa: E402
-from scripts.inference.engine import Engine  # noqa: E402
-from scripts.inference.stages import Outputs  # noqa: E402
-from scripts.networks.tissnet import TISSNet  # noqa: E402
-from scripts.transforms import NormalizeForegroundd  # noqa: E402
-from scripts.weights import load_weights  # noqa: E402
-
-FEATURES = [16, 32, 64, 128, 256]  # of the released weights
 SPACING = (0.41, 0.41, 1.5)
 SEED = 80_000  # far from those of any training
 FLOAT32_TOLERANCE = 5e-3  # largest difference of the mask's probability; sums in another order, TensorFloat-32 off
@@ -69,6 +66,7 @@ TOLERANCES = {
 PLANAR = (("16 to 16", 1, 16, 16), ("32 to 16", 1, 32, 16), ("16 to 32", 2, 16, 32), ("64 to 32", 2, 64, 32))
 
 Forward = Callable[[Tensor], Tensor]
+FAILURES = (RuntimeError, ImportError, OSError, AttributeError, TypeError)  # of an arm that cannot be built or run
 
 
 def make_module(features: list[int]) -> nn.Module:
@@ -182,7 +180,7 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
     inputs = {"window": scan[(..., *inside)].contiguous().to(device), "crop": scan.to(device)}
     found: dict[str, Any] = {}
     wrong: list[str] = []
-    product = matrix_product(device, args.matrix or MATRIX[device.type])
+    product = matrix_product(device, args.matrix)
     for size, x in inputs.items():
         with FlopCounterMode(display=False) as counter:
             exact = make_module(args.features).to(device)(x)
@@ -194,7 +192,7 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
             try:
                 forward = build(arm, args.features, x)
                 output = None if forward is None else forward(x).clone()
-            except (RuntimeError, ImportError, OSError, AttributeError, TypeError) as error:
+            except FAILURES as error:
                 if arm in (EAGER, DEFAULT):
                     raise
                 rows[arm] = {"failed": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
@@ -207,17 +205,14 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
                 if not distance[name] <= most:
                     wrong.append(f"{arm}, {size}: {name} differs by {distance[name]:.3g}, allowed {most:g}")
             built[arm] = forward
-            rows[arm] = {"difference": distance, "peak_gib": memory, "seconds": []}
-        for turn in range(args.warm_up + args.turns):
-            for arm, forward in built.items():
-                took = timed(lambda forward=forward, x=x: [forward(x) for _ in range(args.block)], device)  # type: ignore[misc]
-                if turn >= args.warm_up:
-                    rows[arm]["seconds"].append(took / args.block)
-        for arm in built:
-            median = statistics.median(rows[arm]["seconds"])
-            ratio = statistics.median(rows[EAGER]["seconds"]) / median
+            rows[arm] = {"difference": distance, "peak_gib": memory}
+        seconds = interleaved({arm: partial(repeat, forward, x) for arm, forward in built.items()}, args, device)
+        for arm, values in seconds.items():
+            median = statistics.median(values)
+            ratio = statistics.median(seconds[EAGER]) / median
             share = flop / median / product
-            rows[arm] |= {"median_seconds": median, "ratio_to_eager": ratio, "share_of_matrix_product": share}
+            rows[arm] |= {"seconds": values, "median_seconds": median, "ratio_to_eager": ratio}
+            rows[arm] |= {"share_of_matrix_product": share}
         found[size] = {"shape": list(x.shape), "flop": flop, "arms": rows}
         torch._dynamo.reset()
     return {"sizes": found, "matrix_product_flop_per_second": product, "disagreements": wrong}
@@ -225,27 +220,25 @@ def forward_passes(args: argparse.Namespace, device: torch.device) -> dict[str, 
 
 def peak_gib(arm: str, size: str, args: argparse.Namespace, x: Tensor) -> float:
     """Peak memory of two forward passes of one arm alone, in a process of its own on a CPU."""
-    if x.device.type != "cuda":
-        command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--memory-of", arm, size]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     try:
-        forward = build(arm, args.features, x)
-        for _ in range(2 if forward is not None else 0):
-            forward(x)  # type: ignore[misc]
-    except (RuntimeError, ImportError, OSError, AttributeError, TypeError):  # told where the arm is measured
+        if x.device.type == "cuda":
+            return most_allocated_gib(lambda: run_twice(arm, args.features, x))
+        return child("--memory-of", arm, size)
+    except (*FAILURES, subprocess.CalledProcessError):  # told where the arm is measured
         return float("nan")
-    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def most_resident_gib() -> float:
-    """This process's own peak; ru_maxrss would begin with its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
+def repeat(work: Callable[..., Any], *given: Any) -> None:
+    *inputs, times = given
+    for _ in range(times):
+        work(*inputs)
+
+
+def run_twice(arm: str, features: list[int], x: Tensor) -> None:
+    """Two forward passes; none where the arm's library is not installed."""
+    forward = build(arm, features, x)
+    for _ in range(2 if forward is not None else 0):
+        forward(x)  # type: ignore[misc]
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -264,7 +257,6 @@ def table(figures: dict[str, Any]) -> str:
                 f"| {f['share_of_matrix_product']:.1%} "
                 f"| {' | '.join(errors)} |"
             )
-    lines.append(f"\nbfloat16 matrix product: {figures['matrix_product_flop_per_second'] / 1e12:.2f} TFLOP/s")
     return "\n".join(lines)
 
 
@@ -295,18 +287,13 @@ def planar(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             }
             exact = F.conv3d(x.float(), w.float(), padding=(1, 1, 0))
             allowed = FLOAT32_TOLERANCE if dtype == torch.float32 else 0.05
-            seconds: dict[str, list[float]] = {arm: [] for arm in arms}
             for arm, work in arms.items():
                 out = work().float()
                 out = unfold(out) if out.dim() == 4 else out
                 distance = float((out - exact).abs().max())
                 if not distance <= allowed:
                     wrong.append(f"{arm}, {name}, {dtype}: a value differs by {distance:.3g}, allowed {allowed:g}")
-            for turn in range(args.warm_up + args.turns):
-                for arm, work in arms.items():
-                    took = timed(lambda work=work: [work() for _ in range(args.block)], device) / args.block  # type: ignore[misc]
-                    if turn >= args.warm_up:
-                        seconds[arm].append(took)
+            seconds = interleaved({arm: partial(repeat, work) for arm, work in arms.items()}, args, device)
             key = f"{str(dtype).removeprefix('torch.')}, {c_in} to {c_out}, {tuple(x.shape[2:])}"
             rows[key] = {arm: statistics.median(values) for arm, values in seconds.items()}
     return {"planar": rows, "disagreements": wrong}
@@ -334,14 +321,8 @@ def whole_scan(args: argparse.Namespace) -> dict[str, Any]:
     Between eager float32 and the engine, both everywhere, only arithmetic differs; the default also looks elsewhere.
     """
     with tempfile.TemporaryDirectory() as folder:
-
-        def child(what: str) -> dict[str, Any]:
-            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--scan-part", what, folder]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            return json.loads(done.stdout.splitlines()[-1])
-
-        child("make")
-        figures = {arm: child(arm) for arm in (EAGER_SCAN, ENGINE_SCAN, DEFAULT_SCAN)}
+        child("--scan-part", "make", folder)
+        figures = {arm: child("--scan-part", arm, folder) for arm in (EAGER_SCAN, ENGINE_SCAN, DEFAULT_SCAN)}
         truth = np.load(f"{folder}/truth.npy")
         outputs = {arm: np.load(f"{folder}/{arm}.npy") for arm in figures}
     for arm, probability in outputs.items():
@@ -426,9 +407,7 @@ def main() -> None:
         if args.memory_of:
             arm, size = args.memory_of
             x = torch.rand(1, 1, *(args.window if size == "window" else args.crop)) * 2 - 1
-            forward = build(arm, args.features, x)
-            for _ in range(2 if forward is not None else 0):
-                forward(x)  # type: ignore[misc]
+            run_twice(arm, args.features, x)
             sys.stdout.write(f"{most_resident_gib()}\n")
             return
         if args.planar:
@@ -437,13 +416,7 @@ def main() -> None:
             figures, text = whole_scan(args), lambda figures: json.dumps(figures, indent=1)
         else:
             figures, text = forward_passes(args, device), table
-    sys.stdout.write(f"{args}\n\n{text(figures)}\n")
-    if args.json:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        figures = {"arguments": vars(args), "device": name, "torch": torch.__version__} | figures
-        args.json.write_text(json.dumps(figures, indent=1, default=str))
-    if figures["disagreements"]:
-        sys.exit("disagreement with eager float32: " + "; ".join(figures["disagreements"]))
+    measured.tell(args, device, figures, text(figures), reference=EAGER)
 
 
 if __name__ == "__main__":

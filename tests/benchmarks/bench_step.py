@@ -17,12 +17,9 @@ measured bfloat16 matrix product.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,18 +29,16 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from measured import BUNDLE, FEATURES, child, interleaved, matrix_product, most_allocated_gib, most_resident_gib, tell
 from monai.bundle import create_workflow
 from monai.utils import set_determinism
 from torch.utils.flop_counter import FlopCounterMode
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
-sys.path.insert(0, str(BUNDLE))
-
-from scripts.networks.discriminator import PatchDiscriminator3d  # noqa: E402
-from scripts.networks.tissnet import TISSNet  # noqa: E402
-from scripts.networks.unet2d5 import DROPOUT, UNet2d5  # noqa: E402
-from scripts.training.methods.tissnet import TISSNetMethod  # noqa: E402
-from scripts.training.trainer import MethodTrainer  # noqa: E402
+from scripts.networks.discriminator import PatchDiscriminator3d
+from scripts.networks.tissnet import TISSNet
+from scripts.networks.unet2d5 import DROPOUT, UNet2d5
+from scripts.training.methods.tissnet import TISSNetMethod
+from scripts.training.trainer import MethodTrainer
 
 LOSS_WEIGHTS = json.loads((BUNDLE / "configs" / "train.json").read_text(encoding="utf-8"))["weights"]
 NAIVE, FLOAT32 = "naive float32", "ours float32"
@@ -59,7 +54,6 @@ ON_A_CPU = (NAIVE, FLOAT32, "bfloat16", "bfloat16 channels-last")
 FLOAT32_RTOL = 1e-4  # of a loss; sums in another order
 GRADIENT_RTOL = 1e-3  # of a gradient's norm
 BFLOAT16_RTOL = 0.1  # of both: bfloat16 has 8 bits of mantissa, and a U-Net has many layers
-MATRIX = {"cuda": 8192, "cpu": 1024}
 
 Step = Callable[[int], dict[str, float]]
 
@@ -165,16 +159,11 @@ def check(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, flo
 
 def peak_gib(name: str, args: argparse.Namespace, device: torch.device) -> float:
     """Peak memory of two steps of one arm alone."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        make_step(name, args, device)(2)
-        torch._dynamo.reset()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--memory-of", name]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+    if device.type != "cuda":
+        return child("--memory-of", name)
+    gib = most_allocated_gib(lambda: make_step(name, args, device)(2))
+    torch._dynamo.reset()
+    return gib
 
 
 def flop(name: str, args: argparse.Namespace, device: torch.device) -> float:
@@ -184,36 +173,13 @@ def flop(name: str, args: argparse.Namespace, device: torch.device) -> float:
     return counter.get_total_flops()
 
 
-def matrix_product(device: torch.device, size: int) -> float:
-    """FLOP per second of a bfloat16 matrix product, the median of ten."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = [timed(lambda: a @ b, device) for _ in range(13)][3:]
-    return 2 * size**3 / statistics.median(seconds)
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Every figure, by arm."""
     memory = {name: peak_gib(name, args, device) for name in args.arms}
     differences, wrong = check(args, device)
     work = {name: flop(name, args, device) for name in (NAIVE, FLOAT32)}
-    product = matrix_product(device, args.matrix or MATRIX[device.type])
-    steps = {name: make_step(name, args, device) for name in args.arms}
-    seconds: dict[str, list[float]] = {name: [] for name in args.arms}
-    for turn in range(args.warm_up + args.turns):
-        for name, step in steps.items():
-            took = timed(lambda step=step: step(args.block), device) / args.block  # type: ignore[misc]
-            if turn >= args.warm_up:
-                seconds[name].append(took)
+    product = matrix_product(device, args.matrix)
+    seconds = interleaved({name: make_step(name, args, device) for name in args.arms}, args, device)
     found = {}
     for name in args.arms:
         median = statistics.median(seconds[name])
@@ -242,7 +208,6 @@ def table(figures: dict[str, Any]) -> str:
             f"| {f['flop'] / 1e9:.1f} | {f['flop_per_second'] / 1e12:.2f} | {f['share_of_matrix_product']:.1%} "
             f"| {f['largest_relative_difference']:.1e} |"
         )
-    lines.append(f"\nbfloat16 matrix product: {figures['matrix_product_flop_per_second'] / 1e12:.2f} TFLOP/s")
     return "\n".join(lines)
 
 
@@ -267,7 +232,7 @@ def waiting(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             "epochs": args.epochs + 1,
             "train#handlers": [],
         }
-        if args.features != DEFAULT_FEATURES:  # the released S_p is of these
+        if args.features != FEATURES:  # the released S_p is of these
             overrides["weights#perceptibility"] = 0.0
         workflow = create_workflow(
             config_file=str(BUNDLE / "configs" / "train.json"), workflow_type="train", logging_file=False, **overrides
@@ -303,13 +268,10 @@ def waiting(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
 
 
-DEFAULT_FEATURES = [16, 32, 64, 128, 256]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--features", type=int, nargs=5, default=DEFAULT_FEATURES)
+    parser.add_argument("--features", type=int, nargs=5, default=FEATURES)
     parser.add_argument("--discriminator-features", type=int, default=64)
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 16], help="voxels x, y, z")
     parser.add_argument("--batch", type=int, default=2)
@@ -334,16 +296,11 @@ def main() -> None:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     if args.memory_of:
         make_step(args.memory_of, args, device)(2)
-        sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}\n")
+        sys.stdout.write(f"{most_resident_gib()}\n")
         return
     figures = waiting(args, device) if args.waiting else compare(args, device)
-    sys.stdout.write(f"{args}\n\n{json.dumps(figures, indent=1) if args.waiting else table(figures)}\n")
-    if args.json:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        figures = {"arguments": vars(args), "device": name, "torch": torch.__version__} | figures
-        args.json.write_text(json.dumps(figures, indent=1, default=str))
-    if figures.get("disagreements"):
-        sys.exit("disagreement with the naive loop: " + "; ".join(figures["disagreements"]))
+    text = json.dumps(figures, indent=1) if args.waiting else table(figures)
+    tell(args, device, figures, text, reference="the naive loop")
 
 
 if __name__ == "__main__":

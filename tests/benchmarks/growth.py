@@ -14,23 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_inference import most_resident_gib
-from bench_step import make_step, timed
+from bench_step import make_step
+from measured import child, machine, most_resident_gib, timed
 from torch import Tensor, nn
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
-sys.path.insert(0, str(BUNDLE))
-
-from scripts.inference.inferer import FullScanInferer  # noqa: E402
-from scripts.networks.localizer import Localizer  # noqa: E402
-from scripts.networks.tissnet import TISSNet  # noqa: E402
+from scripts.inference.inferer import FullScanInferer
+from scripts.networks.localizer import Localizer
+from scripts.networks.tissnet import TISSNet
 
 FLAT, MARKED = -0.5, 1.0
 NO_TUMOR, TUMOR = -10.0, 10.0  # logits
@@ -164,11 +160,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     found = []
     for point in points(args):
-        command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--point", json.dumps(point)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found.append(point | json.loads(done.stdout.splitlines()[-1]))
-        name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        content = {"device": name, "torch": torch.__version__, "points": found}
+        found.append(point | child("--point", json.dumps(point)))
+        content = {**machine(device), "points": found}
         (args.output / "growth.json").write_text(json.dumps(content, indent=1))
     lines = ["| panel | arm | x | seconds | peak GiB |", "|---|---|---|---|---|"]
     lines += [f"| {p['panel']} | {p['arm']} | {p['x']:g} | {p['seconds']:.3f} | {p['peak_gib']:.2f} |" for p in found]
