@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
+from warm import Warm
 
 from scripts.data.datalist import TASKS, datalist_entry, prepared_path, write_datalist
 from scripts.data.dataset import prepare_source
@@ -145,6 +146,13 @@ def run_workflow(open_workflow: Callable[..., ConfigWorkflow]) -> Callable[..., 
         return workflow
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs `python ...` in processes that have the slow imports behind them."""
+    with Warm() as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,8 @@ Nothing is trained here; commands are read as a process's arguments, and one rea
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import yaml
 from documents import config_files, documents
 from monai.bundle import ConfigWorkflow
+from warm import Warm
 
 from scripts.config import Command, check, merged, problems, read_command, record
 from scripts.demo import commands as demo_commands
@@ -308,17 +307,9 @@ def test_a_run_that_is_refused_leaves_no_config(
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_a_process_ends_with_the_message(tmp_path: Path) -> None:
+def test_a_process_ends_with_the_message(warm: Warm, tmp_path: Path) -> None:
     given = {"config_file": CONFIGS / "train.json", "bundle_root": BUNDLE, "run_dir": tmp_path / "run", "epcohs": 3}
-    done = subprocess.run(
-        [*(sys.executable, "-m", "monai.bundle", "run"), *(f"--{name}={value}" for name, value in given.items())],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "ValueError: command line: there is no epcohs; did you mean epochs?" in done.stderr
+    command = ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in given.items())]
+    assert warm.run(command, tmp_path, tmp_path / "log", 240, {}) != 0
+    assert "ValueError: command line: there is no epcohs; did you mean epochs?" in (tmp_path / "log").read_text()
     assert not (tmp_path / "run").exists()

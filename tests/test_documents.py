@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import monai.bundle
@@ -562,13 +562,6 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.write_bytes(content)
         enter_all(folder / chosen.name)
     return folder
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    """A process with the imports done, for all documents of this worker."""
-    with Warm() as process:
-        yield process
 
 
 @pytest.fixture

@@ -268,11 +268,13 @@ def test_load_run_names_the_case_column_as_text(tmp_path: Path) -> None:
 # Start-up
 
 
-def test_report_runs_without_torch(tmp_path: Path) -> None:
+def test_report_draws_without_torch_and_pyplot(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"a": 0.6, "b": 0.7})
     add_predictions(run, ["a", "b"])
     arguments = [str(run), "--output", str(tmp_path / "out"), "--figures", "1"]
-    code = f"import sys; from scripts.report import main; main({arguments}); sys.exit('torch' in sys.modules)"
+    unwanted = {"torch", "monai", "matplotlib.pyplot"}
+    code = f"import sys; from scripts.report import main; main({arguments}); "
+    code += f"sys.exit(', '.join({unwanted} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=BUNDLE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""The example docs/segment_scan.py, a process that has what a release's zip has, against the config's own run.
+"""The example docs/segment_scan.py, in a process that has what a release's zip has, against the config's own run.
 
 What the config's components compute is tested in their own files, the config's own run in test_workflows.py.
 """
@@ -6,12 +6,9 @@ What the config's components compute is tested in their own files, the config's 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +17,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from warm import Warm
 
 from scripts.data.datalist import load_datalist
 from scripts.networks.tissnet import TISSNet
@@ -31,18 +29,20 @@ IN_A_ZIP = ("configs", "scripts", "docs", "models", "LICENSE")
 VOLUME_TOLERANCE_MM3 = 0.06  # logged with one decimal
 
 
-def python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A process of its own, which does not see the working copy; with as many threads, as sums depend on them."""
-    threads = str(torch.get_num_threads())
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PROCESS_SECONDS,
-        check=False,
-    )
+@pytest.fixture
+def python(warm: Warm, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Runs python with one thread, as this process does meanwhile, for sums depend on that; gives what it prints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments: str | Path, cwd: Path) -> str:
+        log = tmp_path / "log"
+        status = warm.run([*map(str, arguments)], cwd, log, PROCESS_SECONDS, {"PYTHONDONTWRITEBYTECODE": "1"})
+        assert status == 0, log.read_text()[-2000:]
+        return log.read_text()
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 def unpacked(bundle_root: Path, folder: Path) -> Path:
@@ -69,10 +69,9 @@ def made_small(bundle: Path) -> Path:
     return bundle
 
 
-def check(done: subprocess.CompletedProcess[str], cases: list[str], found: Path, expected: Path) -> None:
+def check(said: str, cases: list[str], found: Path, expected: Path) -> None:
     """Every file is voxel for voxel that of the config's own run, and the logged volume that of the mask."""
-    assert done.returncode == 0, done.stderr[-2000:]
-    logged = dict(re.findall(r"INFO segment_scan: (\S+): ([\d.]+) mm3", done.stderr))
+    logged = dict(re.findall(r"INFO segment_scan: (\S+): ([\d.]+) mm3", said))
     assert list(logged) == cases
     for case in cases:
         for name in ("pred", "synthetic", "error"):
@@ -87,12 +86,14 @@ def check(done: subprocess.CompletedProcess[str], cases: list[str], found: Path,
                 assert float(logged[case]) == pytest.approx(volume, abs=VOLUME_TOLERANCE_MM3)
 
 
-def test_the_example_writes_what_the_config_writes(bundle_root: Path, vs_data: Path, tmp_path: Path) -> None:
+def test_the_example_writes_what_the_config_writes(
+    python: Callable[..., str], bundle_root: Path, vs_data: Path, tmp_path: Path
+) -> None:
     """Two cases, loaded once; from another folder, with the bundle's path relative to it."""
     bundle = made_small(unpacked(bundle_root, tmp_path))
     scans = [Path(entry["image"][0]) for entry in load_datalist(vs_data / "datalist.json", "testing")]
     cases = [scan.name.removesuffix("_T2.nii.gz") for scan in scans]
-    done = python(bundle / "docs" / "segment_scan.py", bundle.name, *scans, "--output", "found", cwd=tmp_path)
+    said = python(bundle / "docs" / "segment_scan.py", bundle.name, *scans, "--output", "found", cwd=tmp_path)
     given = {"bundle_root": str(bundle), "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "expected")}
     (tmp_path / "in").mkdir()
     for scan in scans:
@@ -101,22 +102,21 @@ def test_the_example_writes_what_the_config_writes(bundle_root: Path, vs_data: P
     workflow = ConfigWorkflow(config, workflow_type="infer", logging_file=False, **given)
     workflow.initialize()
     workflow.run()
-    check(done, cases, tmp_path / "found", tmp_path / "expected")
+    check(said, cases, tmp_path / "found", tmp_path / "expected")
     assert sorted(path.name for path in bundle.iterdir()) == sorted(IN_A_ZIP)
 
 
 @pytest.mark.slow
 def test_the_example_with_the_shipped_weights(
-    bundle_root: Path, make_data: Callable[[str], Path], tmp_path: Path
+    python: Callable[..., str], bundle_root: Path, make_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Against `python -m monai.bundle run` in the bundle's folder."""
     bundle = unpacked(bundle_root, tmp_path)
     scan = Path(load_datalist(make_data("vs") / "datalist.json", "training")[0]["image"][0])
-    done = python(bundle / "docs" / "segment_scan.py", bundle, scan, "--output", tmp_path / "found", cwd=tmp_path)
-    run = python(
+    said = python(bundle / "docs" / "segment_scan.py", bundle, scan, "--output", tmp_path / "found", cwd=tmp_path)
+    python(
         *("-m", "monai.bundle", "run", "--config_file", "configs/inference.json"),
         *("--dataset_dir", scan, "--output_dir", tmp_path / "expected"),
         cwd=bundle,
     )
-    assert run.returncode == 0, run.stderr[-2000:]
-    check(done, [scan.name.removesuffix("_T2.nii.gz")], tmp_path / "found", tmp_path / "expected")
+    check(said, [scan.name.removesuffix("_T2.nii.gz")], tmp_path / "found", tmp_path / "expected")

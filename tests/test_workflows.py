@@ -24,7 +24,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made.training import TINY as SMALL
+from made.training import curves
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
+from running import free_port
+from warm import Warm
 
 from scripts.data.datalist import load_datalist, write_datalist
 from scripts.data.dataset import prepare_source
@@ -40,7 +44,6 @@ PRETRAIN = ["train.json", "pretrain.json", DEBUG]
 EVALUATE = ["train.json", "evaluate.json", DEBUG]
 INFER = ["inference.json", DEBUG]
 PROCESSES = ["train.json", "multi_gpu_train.json", DEBUG]
-SMALL = (4, 4, 8, 8, 8)  # debug.yaml's features
 
 EPOCHS = 2  # debug.yaml's
 CASES, BATCH = 4, 2  # training phantoms of conftest.py, and train.json's batch size
@@ -98,30 +101,6 @@ def canonical(path: Path) -> np.ndarray:
 def state(path: Path) -> dict[str, Any]:
     """A checkpoint's content."""
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m ...` in a process of its own, as a user does."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PROCESS_SECONDS,
-        check=False,
-    )
-
-
-def scalars_of(run_dir: Path) -> dict[str, list[float]]:
-    """A run's TensorBoard curves by name."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    tags: dict[str, list[float]] = {}
-    for file in (run_dir / "logs").glob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file)).Reload()
-        tags |= {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    return tags
 
 
 # The whole path, one stage after the other; each fixture is a stage's folder.
@@ -194,10 +173,10 @@ def test_training_moves_every_network(trained: Path, run_workflow: Run, vs_data:
 
 
 def test_tensorboard_has_every_term(trained: Path) -> None:
-    tags = scalars_of(trained)
+    tags = curves(trained)
     for name in {*TERMS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
         assert len(tags[name]) == EPOCHS * CASES // BATCH, name
-        assert all(math.isfinite(value) for value in tags[name]), name
+        assert all(map(math.isfinite, tags[name].values())), name
     assert len(tags["val_mean_dice"]) == EPOCHS
 
 
@@ -215,7 +194,7 @@ def test_fine_tuning_takes_cases_without_a_target(
         run_workflow(TRAIN, given)
     assert "missing key: found no 'target'" in messages_of(raised.value)
     run_workflow(["train.json", "fine_tune.yaml", DEBUG], given)
-    tags = scalars_of(tmp_path / "run")
+    tags = curves(tmp_path / "run")
     for name in ("l1_global", "adversarial_global", "D_g", "loss_D", "grad_norm_D"):
         assert len(tags[name]) == EPOCHS * 2, name
     for name in ("perceptibility", "coarse", "fine", "error", "consistency", "loss", "grad_norm_G"):
@@ -299,18 +278,17 @@ def test_inference_of_a_cohort_is_resumed(
 ) -> None:
     """By the config itself: a bad scan fails alone, the others' results stay with resume and are made anew without."""
     (tmp_path / "in").mkdir()
-    for entry in load_datalist(vs_data / "datalist.json", "testing"):
-        shutil.copy(entry["image"][0], tmp_path / "in")
+    shutil.copy(load_datalist(vs_data / "datalist.json", "testing")[0]["image"][0], tmp_path / "in")
     (tmp_path / "in" / "bad_T2.nii.gz").write_bytes(b"no scan")
     given = scans(tmp_path / "in", tmp_path / "out", untrained)
     before: dict[Path, int] = {}
     for settings, kept in (({}, None), ({"resume": True}, True), ({}, False)):
         with pytest.raises(Exception) as raised:
             run_workflow(INFER, {**given, **settings}, kind="infer")
-        assert "1 of 3 cases failed" in messages_of(raised.value)
+        assert "1 of 2 cases failed" in messages_of(raised.value)
         assert list(pd.read_csv(tmp_path / "out" / "failed.csv")["case"]) == ["bad"]
         masks = sorted((tmp_path / "out").rglob("*_pred.nii.gz"))
-        assert len(masks) == len(pd.read_csv(tmp_path / "out" / "volumes.csv")) == 2
+        assert len(masks) == len(pd.read_csv(tmp_path / "out" / "volumes.csv")) == 1
         written = {path: path.stat().st_mtime_ns for path in masks}
         if kept is not None:
             assert all((written[path] == before[path]) is kept for path in masks)
@@ -378,12 +356,18 @@ def test_resume_goes_on_where_a_run_stopped(run_workflow: Run, vs_data: Path, pe
 # Several processes, by torchrun on CPUs. Their losses and steps are in test_distributed.py, without a config.
 
 
+def two_processes(options: Mapping[str, object]) -> list[str]:
+    """The command of multi_gpu_train.json with debug.yaml behind, for each of the processes."""
+    command = ["-m", "monai.bundle", "run", "training", "--config_file", str([f"configs/{name}" for name in PROCESSES])]
+    given = {"--batch_size": 1, "--weights#perceptibility": 0.0, **options}
+    return command + [str(word) for option in given.items() for word in option]
+
+
 def torchrun(data: Path, run_dir: Path, *more: str, log: Path) -> subprocess.Popen[str]:
-    """Starts the command of multi_gpu_train.json with debug.yaml behind; output goes to a file."""
+    """Starts both processes; output goes to a file."""
     root = Path(__file__).parents[1] / "bundle"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
-    command += ["training", "--config_file", str([f"configs/{name}" for name in PROCESSES]), "--batch_size", "1"]
-    command += ["--dataset_dir", str(data), "--run_dir", str(run_dir), "--weights#perceptibility", "0.0", *more]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [*two_processes({"--dataset_dir": data, "--run_dir": run_dir}), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w") as file:
         return subprocess.Popen(
@@ -391,15 +375,21 @@ def torchrun(data: Path, run_dir: Path, *more: str, log: Path) -> subprocess.Pop
         )
 
 
-def test_two_processes_train_as_one_with_the_whole_batch(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
-    running = torchrun(vs_data, tmp_path / "two", "--network_def#dropout", str([0.0] * 5), log=tmp_path / "log")
-    try:
-        one = {"network_def#dropout": [0.0] * 5, "weights#perceptibility": 0.0, "batch_size": 2}
-        run_workflow(TRAIN, overrides(vs_data, tmp_path / "one", **one))
-        assert running.wait(PROCESS_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
-    finally:
-        running.kill()
-    expected, got = scalars_of(tmp_path / "one"), scalars_of(tmp_path / "two")
+def test_two_processes_train_as_one_with_the_whole_batch(
+    run_workflow: Run, warm: Warm, bundle_root: Path, vs_data: Path, tmp_path: Path
+) -> None:
+    """Started as torchrun does: what it tells each of its processes stands in the environment."""
+    options = {"--dataset_dir": vs_data, "--run_dir": tmp_path / "two", "--network_def#dropout": [0.0] * 5}
+    command = two_processes(options)
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
+    started = [
+        warm.start(command, bundle_root, tmp_path / "log", {**told, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    one = {"network_def#dropout": [0.0] * 5, "weights#perceptibility": 0.0, "batch_size": 2}
+    run_workflow(TRAIN, overrides(vs_data, tmp_path / "one", **one))
+    status = [warm.wait(process, PROCESS_SECONDS) for process in started]
+    assert status == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    expected, got = curves(tmp_path / "one"), curves(tmp_path / "two")
     assert got.keys() == expected.keys() >= {"loss", "fine", "D_t", "grad_norm_G", "val_mean_dice"}
     for name, values in expected.items():
         assert got[name] == pytest.approx(values, rel=LOSS_RTOL), name
@@ -464,6 +454,7 @@ def test_sigterm_ends_a_run_with_status_143(run_workflow: Run, vs_data: Path, tm
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_whole_job_ends_it_in_order(vs_data: Path, tmp_path: Path) -> None:
     """torchrun signals every process, data workers too, as a cluster does: all stop, the file is written."""
     last, log = tmp_path / "run" / "checkpoints" / "last.pt", tmp_path / "log"
@@ -549,73 +540,55 @@ def test_two_epochs_on_three_real_gliomas(run_workflow: Run, tmp_path: Path) -> 
 # Processes of their own: what depends on the working directory, the command line, or on how an error is shown.
 
 
-def test_command_line_from_another_directory(bundle_root: Path, vs_data: Path, tmp_path: Path) -> None:
+def process(warm: Warm, *arguments: object, cwd: Path, log: Path) -> str:
+    """What `python -m ...` prints, as a user runs it; it must succeed."""
+    status = warm.run(["-m", *map(str, arguments)], cwd, log, PROCESS_SECONDS, {})
+    assert status == 0, log.read_text()[-2000:]
+    return log.read_text()
+
+
+def test_command_line_from_another_directory(warm: Warm, bundle_root: Path, vs_data: Path, tmp_path: Path) -> None:
     files = [str(bundle_root / "configs" / name) for name in TRAIN]
-    done = process(
-        *("monai.bundle", "run", "training", "--config_file", str(files), "--bundle_root", str(bundle_root)),
-        *("--dataset_dir", str(vs_data), "--run_dir", str(tmp_path / "run"), "--epochs", "1"),
-        *("--weights#perceptibility", "0.0"),
+    process(
+        *(warm, "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", bundle_root),
+        *("--dataset_dir", vs_data, "--run_dir", tmp_path / "run", "--epochs", 1, "--weights#perceptibility", 0.0),
         cwd=tmp_path,
+        log=tmp_path / "log",
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     assert {"best.pt", "last.pt"} <= {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
 
 
 def test_command_line_infers_from_the_bundles_root(
-    bundle_root: Path, vs_data: Path, untrained: Path, tmp_path: Path
+    warm: Warm, bundle_root: Path, vs_data: Path, untrained: Path, tmp_path: Path
 ) -> None:
     scan = Path(load_datalist(vs_data / "datalist.json", "testing")[0]["image"][0])
-    done = process(
-        *("monai.bundle", "run", "--config_file", "['configs/inference.json','configs/debug.yaml']"),
-        *("--dataset_dir", str(scan), "--output_dir", str(tmp_path / "out"), "--checkpoint_path", str(untrained)),
+    said = process(
+        *(warm, "monai.bundle", "run", "--config_file", "['configs/inference.json','configs/debug.yaml']"),
+        *("--dataset_dir", scan, "--output_dir", tmp_path / "out", "--checkpoint_path", untrained),
         cwd=bundle_root,
+        log=tmp_path / "log",
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     case = scan.name.removesuffix("_T2.nii.gz")
-    assert f"{case}: " in done.stdout and "mm3" in done.stdout
+    assert f"{case}: " in said and "mm3" in said
     assert nib.load(tmp_path / "out" / case / f"{case}_pred.nii.gz").shape == nib.load(scan).shape
 
 
 @pytest.mark.slow
-def test_torchrun_divides_a_cohort(bundle_root: Path, vs_data: Path, untrained: Path, tmp_path: Path) -> None:
-    done = process(
-        *("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"),
-        *("--config_file", "['configs/inference.json','configs/debug.yaml']", "--dataset_dir", str(vs_data)),
-        *("--output_dir", str(tmp_path / "out"), "--checkpoint_path", str(untrained)),
+def test_torchrun_divides_a_cohort(
+    warm: Warm, bundle_root: Path, vs_data: Path, untrained: Path, tmp_path: Path
+) -> None:
+    said = process(
+        *(warm, "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"),
+        *("--config_file", "['configs/inference.json','configs/debug.yaml']", "--dataset_dir", vs_data),
+        *("--output_dir", tmp_path / "out", "--checkpoint_path", untrained),
         cwd=bundle_root,
+        log=tmp_path / "log",
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(tmp_path / "out" / "volumes.csv")
     cases = sorted(path.name.removesuffix("_T2.nii.gz") for path in vs_data.rglob("*_T2.nii.gz"))
     assert list(table["case"]) == cases
-    assert all(done.stdout.count(f"{case}: ") == 1 for case in cases)
-    assert done.stdout.count("this process: ") == 2
-
-
-@pytest.mark.slow
-def test_command_line_trains_from_the_bundles_root(bundle_root: Path, vs_data: Path, tmp_path: Path) -> None:
-    done = process(
-        *("monai.bundle", "run", "training", "--config_file", "['configs/train.json','configs/debug.yaml']"),
-        *("--dataset_dir", str(vs_data), "--run_dir", str(tmp_path / "run"), "--epochs", "1"),
-        *("--weights#perceptibility", "0.0"),
-        cwd=bundle_root,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
-
-
-@pytest.mark.slow
-def test_command_line_shows_the_cause_of_an_error(bundle_root: Path, vs_data: Path, tmp_path: Path) -> None:
-    """monai.bundle ends with its own "Failed to instantiate ..."; what happened and what to do stands above it."""
-    done = process(
-        *("monai.bundle", "run", "training", "--config_file", "['configs/train.json','configs/debug.yaml']"),
-        *("--dataset_dir", str(vs_data), "--run_dir", str(tmp_path / "run")),
-        *("--perceptor_path", str(tmp_path / "none.pt")),
-        cwd=bundle_root,
-    )
-    assert done.returncode != 0
-    assert f"FileNotFoundError: no perceptor S_p at {tmp_path / 'none.pt'}" in done.stderr
-    assert "['configs/train.json','configs/pretrain.json']" in done.stderr
+    assert all(said.count(f"{case}: ") == 1 for case in cases)
+    assert said.count("this process: ") == 2
 
 
 # What a user may get wrong. Broken files of a datalist are in test_datalist.py, folders of scans in test_inputs.py.

@@ -1,7 +1,8 @@
 """Runs commands as `python -m` and `python FILE` do, each in a fresh process that has the heavy imports behind it.
 
 Started as a process: it imports torch, MONAI and what else is slow and not ours, then forks once for every command (a
-line of JSON on stdin, the exit status on stdout). Nothing of the project is imported before the fork.
+line of JSON on stdin, the fork's number on stdout; asked with that number, it says the exit status). Nothing of the
+project is imported before the fork.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+START_SECONDS = 120  # until the imports are done
 
 
 class Warm:
@@ -58,14 +62,25 @@ class Warm:
         Raises:
             TimeoutError: it took longer.
         """
-        assert self.process.stdin is not None and self.process.stdout is not None
+        return self.wait(self.start(arguments, cwd, log, environment), seconds)
+
+    def start(self, arguments: Sequence[str], cwd: Path, log: Path, environment: Mapping[str, str]) -> int:
+        """The process id of a command that has been started; see `run`."""
         told = {"arguments": list(arguments), "cwd": str(cwd), "log": str(log), "environment": dict(environment)}
+        return self._ask(told, START_SECONDS)
+
+    def wait(self, process: int, seconds: float) -> int:
+        """The exit status of what was started; TimeoutError, and the end of all that was, where it takes longer."""
+        return self._ask(process, seconds)
+
+    def _ask(self, told: Any, seconds: float) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(told) + "\n")
         self.process.stdin.flush()
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             self.__exit__(None, None, None)
             self.__enter__()
-            raise TimeoutError(f"{' '.join(arguments)}: longer than {seconds:g} s")
+            raise TimeoutError(f"{told}: longer than {seconds:g} s")
         return int(self.process.stdout.readline())
 
 
@@ -132,11 +147,14 @@ def main() -> None:
     _import_what_is_slow()
     gc.freeze()
     for line in iter(sys.stdin.readline, ""):
+        told = json.loads(line)
+        if isinstance(told, int):
+            print(os.waitstatus_to_exitcode(os.waitpid(told, 0)[1]), flush=True)
+            continue
         child = os.fork()
         if child == 0:
-            _end(_status_of(**json.loads(line)))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+            _end(_status_of(**told))
+        print(child, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Small phantoms, debug.yaml, dropout as published. Every second run is killed twi
 validation or in the middle of writing a checkpoint, with 0 or 2 data workers; the last run gets SIGTERM. Prints a
 Markdown table with the SHA-256 of all weights and optimizers, and exits with 1 if any differs. A killed process is a
 fork of this one that runs the bundle's workflow, for `python -m monai.bundle` spends most of its time on imports.
-Several processes and loss curves do not go here (processes.py), nor moments chosen by hand (test_checkpoints.py).
 """
 
 from __future__ import annotations
@@ -31,11 +30,14 @@ import torch
 from ignite.engine import Events
 from monai.bundle import create_workflow
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bundle"))
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundle"
+sys.path[:0] = [str(BUNDLE), str(ROOT / "tests")]
 
-from scripts.data.dataset import prepare_phantoms
+from made.training import leaves  # noqa: E402
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
+from scripts.data.dataset import prepare_phantoms  # noqa: E402
+
 CASES = {"training": 6, "validation": 2, "testing": 0}
 BATCHES = CASES["training"] // 2
 PIXDIM = [1.2, 1.2, 3.0]  # coarse: a validation takes a second
@@ -105,20 +107,13 @@ def attempt(log: Path, arguments: tuple, moment: tuple[str, int, float] | None, 
     return child.exitcode
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, bytes]]:
-    if isinstance(value, (dict, list, tuple)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(item, f"{path}/{key}")
-    else:
-        yield path, value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
-
-
 def fingerprint(last: Path) -> str:
     """SHA-256 of every weight of G, S, D_g, D_t and every number of their optimizers."""
-    content = torch.load(last, weights_only=True)
+    state = torch.load(last, weights_only=True)
     digest = hashlib.sha256()
-    for path, value in leaves({name: content[name] for name in TRAINED}):
-        digest.update(path.encode() + b"\0" + value)
+    for path, value in leaves({name: state[name] for name in TRAINED}):
+        content = value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        digest.update(path.encode() + b"\0" + content)
     return digest.hexdigest()
 
 

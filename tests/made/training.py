@@ -1,9 +1,9 @@
-"""What tests of training start from: made batches, the cascade in small, and the smallest method there is."""
+"""What tests of training start from, batches and small methods, and how they look at what a training leaves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +94,23 @@ class Voxels(nn.Module):
 
     def networks(self) -> list[nn.Module]:
         return [self.G, self.D]
+
+
+def curves(run_dir: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a run, by name and step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, dict[int, float]] = {}
+    for file in (run_dir / "logs").glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file)).Reload()
+        found |= {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    return found
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number and tensor of a state dict."""
+    if isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{path}/{key}")
+    else:
+        yield path, value

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from made.training import Voxels
+from made.training import Voxels, leaves
 from monai.data import DataLoader
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd, RandShiftIntensityd
@@ -102,15 +102,6 @@ def train(folder: Path, **options: Any) -> Training:
     except SystemExit as ended:
         return training._replace(status=ended.code)
     return training
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number and tensor of a state dict."""
-    if isinstance(value, (dict, list, tuple)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(item, f"{path}/{key}")
-    else:
-        yield path, value
 
 
 def different(a: Training, b: Training) -> list[str]:
