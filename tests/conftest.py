@@ -51,7 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def bundle_root() -> Path:
-    """The bundle's folder."""
     return BUNDLE_ROOT
 
 

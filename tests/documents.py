@@ -40,12 +40,10 @@ class Document:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
         return ROOT / self.name
 
     @property
     def text(self) -> str:
-        """What it says."""
         return _read(self.path)
 
     @property
@@ -68,7 +66,6 @@ class Document:
 
     @property
     def commands(self) -> list[str]:
-        """Those of all sections."""
         return [command for section in self.sections for command in section]
 
 

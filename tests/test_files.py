@@ -5,6 +5,15 @@ import pytest
 from scripts.files import sha256, whole_file
 
 
+def test_a_new_file_is_hidden_until_the_block_ends(tmp_path):
+    path = tmp_path / "cases.csv"
+    with whole_file(path) as partial:
+        assert partial == tmp_path / ".cases.csv.partial"
+        partial.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+
+
 def test_the_old_file_stays_until_the_block_ends(tmp_path):
     path = tmp_path / "datalist.json"
     path.write_text("old")
@@ -13,20 +22,6 @@ def test_the_old_file_stays_until_the_block_ends(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_new_file_is_not_there_before_the_block_ends(tmp_path):
-    path = tmp_path / "cases.csv"
-    with whole_file(path) as partial:
-        partial.write_text("new")
-        assert not path.exists()
-    assert path.read_text() == "new"
-
-
-def test_the_file_to_write_is_hidden_and_beside_the_other(tmp_path):
-    with whole_file(tmp_path / "cases.csv") as partial:
-        assert partial == tmp_path / ".cases.csv.partial"
-        partial.touch()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -31,7 +31,6 @@ def tumor(start: tuple[int, int, int] = (22, 24, 5)) -> np.ndarray:
 
 
 def count(path: Path, color: tuple[float, float, float], tolerance: float = 0.25) -> int:
-    """Count the pixels near a color."""
     return int((np.abs(imread(path)[..., :3] - np.array(color)).max(axis=-1) < tolerance).sum())
 
 

@@ -35,7 +35,6 @@ def make_run(folder: Path, state: object) -> Path:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two networks have the same weights."""
     states = a.state_dict(), b.state_dict()
     return list(states[0]) == list(states[1]) and all(map(torch.equal, *(state.values() for state in states)))
 

@@ -79,7 +79,6 @@ def scans(folder: Path, output: Path, weights: Path, **more: Any) -> dict[str, A
 
 
 def voxels(path: Path) -> np.ndarray:
-    """The array of a NIfTI file."""
     return np.asarray(nib.load(path).dataobj)
 
 
@@ -94,12 +93,10 @@ def reoriented(source: Path, target: Path, codes: str) -> None:
 
 
 def canonical(path: Path) -> np.ndarray:
-    """A file's voxels in RAS order."""
     return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
 
 
 def state(path: Path) -> dict[str, Any]:
-    """A checkpoint's content."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -108,20 +105,17 @@ def state(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of this module are."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
 def perceptor(run_workflow: Run, vs_data: Path, folder: Path) -> Path:
-    """A pre-trained S_p."""
     run_workflow(PRETRAIN, overrides(vs_data, folder / "perceptor", epochs=1))
     return folder / "perceptor" / "checkpoints" / "best.pt"
 
 
 @pytest.fixture(scope="module")
 def trained(run_workflow: Run, vs_data: Path, folder: Path, perceptor: Path) -> Path:
-    """A trained cascade."""
     run_workflow(TRAIN, overrides(vs_data, folder / "tissnet", perceptor_path=str(perceptor)))
     return folder / "tissnet"
 

@@ -143,7 +143,6 @@ def _end(status: int) -> None:
 
 
 def main() -> None:
-    """Forks for every line until stdin ends."""
     _import_what_is_slow()
     gc.freeze()
     for line in iter(sys.stdin.readline, ""):

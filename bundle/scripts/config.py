@@ -38,6 +38,7 @@ SETTINGS = {*ConfigComponent.non_arg_keys, "_meta_"}  # MONAI's own keys, allowe
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 REFERENCE = re.compile(r"[@%]([\w#:]+)")
 FITS = {("null", "list"), ("null", "dictionary"), ("null", "component"), ("list", "number")}  # new, in place of old
+KINDS = {bool: "truth value", int: "number", float: "number", list: "list", tuple: "list", type(None): "null"}
 HINTS: dict[tuple, str] = {
     ("truth value", "number"): " A key without a value is True.",
     ("dictionary", "component"): " To set one argument, write {}#ARGUMENT.",
@@ -242,7 +243,6 @@ def _unknown(path: str, names: Collection[str], config: ConfigParser) -> str:
 
 
 def _paths(value: Any, path: str = "") -> Iterator[str]:
-    """Every key of a config."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         yield (full := f"{path}#{key}".lstrip("#"))
         if isinstance(item, dict | list):
@@ -255,8 +255,7 @@ def _kind(value: Any) -> str | None:
         return "expression" if value[:1] in ("$", "@", "%") else "text"
     if isinstance(value, dict):
         return "component" if ConfigComponent.is_instantiable(value) else "dictionary"
-    kinds = ((bool, "truth value"), (int | float, "number"), (list | tuple, "list"), (type(None), "null"))
-    return next((kind for types, kind in kinds if isinstance(value, types)), None)
+    return KINDS.get(type(value))
 
 
 def _number(text: str) -> str:

@@ -70,13 +70,7 @@ def commands(output: Path, *, training: int, epochs: int, pretrain_epochs: int) 
             perceptor_path=perceptor,
             checkpoint_path="$None",  # MONAI drops a plain None
         ),
-        "report": [
-            "scripts.report",
-            str(runs / "untrained"),
-            str(runs / "tissnet"),
-            "--output",
-            str(output / "report"),
-        ],
+        "report": ["scripts.report", f"{runs}/untrained", f"{runs}/tissnet", "--output", f"{output}/report"],
         "segmentation of a scan": bundle_run(
             "run",
             ["configs/inference.json", DEMO],

@@ -130,7 +130,9 @@ def case_figure(
             if row == 0:
                 axes.set_title(name, color="white", fontsize=10)
         position = f"{plane}\nslice {center[axis] + 1} of {source.shape[axis]}"
-        figure.text(0.04 / width, _middle(grid[row, 0]), position, color="white", fontsize=9, rotation=90, va="center")
+        place = grid[row, 0].get_position(original=True)
+        middle = (place.y0 + place.y1) / 2
+        figure.text(0.04 / width, middle, position, color="white", fontsize=9, rotation=90, va="center")
     if error_image is not None:
         place = grid[1, -1].get_position()
         bar_axes = figure.add_axes((1 - (right - 0.08) / width, place.y0, 0.1 / width, place.height))
@@ -139,7 +141,7 @@ def case_figure(
     _add_legend(figure, drawn, voxel)
     figure.suptitle(title, color="white", fontsize=11, y=1 - 0.08 / height, va="top")
     figure.text(1 - 0.1 / width, 0.08 / height, FOOTNOTE, color="#b0b0b0", fontsize=7, ha="right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def overlay_figure(
@@ -292,7 +294,6 @@ def _palette() -> Image.Image:
 
 
 def _check_grid(path: Path, arrays: Mapping[str, np.ndarray | None], voxel: np.ndarray) -> None:
-    """Refuse arrays on different grids and spacings that are not positive."""
     shapes = {name: np.shape(array) for name, array in arrays.items() if array is not None}
     if len(set(shapes.values())) > 1 or len(shapes["source"]) != 3:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -301,12 +302,6 @@ def _check_grid(path: Path, arrays: Mapping[str, np.ndarray | None], voxel: np.n
         )
     if voxel.shape != (3,) or not (np.isfinite(voxel) & (voxel > 0)).all():
         raise ValueError(f"{path}: found spacing {voxel.tolist()}; expected three positive numbers in mm.")
-
-
-def _middle(axes: Axes) -> float:
-    """Return the height of the middle of a panel, as a fraction of the figure."""
-    place = axes.get_position(original=True)
-    return (place.y0 + place.y1) / 2
 
 
 def _center(shape: tuple[int, ...], masks: Mapping[str, np.ndarray]) -> tuple[int, ...]:
@@ -358,7 +353,6 @@ def _extent(plane: np.ndarray, axis: int, voxel: np.ndarray) -> tuple[float, flo
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """Return the intensities drawn black and white."""
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, GRAY_PERCENTILES) if finite.size else (0.0, 1.0)
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1)
@@ -374,7 +368,6 @@ def _draw_gray(
     *,
     interpolation: str | None = "bilinear",
 ) -> None:
-    """Draw a plane of an image in gray."""
     plane = _slice(image, axis, center)
     axes.imshow(
         plane,
@@ -422,7 +415,6 @@ def _draw_contours(
 
 
 def _draw_frame(axes: Axes, view: Any, axis: int) -> None:
-    """Draw the frame of the enlarged part."""
     across, up = _axes_in_plane(axis)
     (left, right), (bottom, top) = view[across], view[up]
     axes.add_patch(
@@ -463,7 +455,6 @@ def _label(axes: Axes, axis: int, *, letters: bool) -> None:
 
 
 def _add_legend(figure: Figure, masks: Mapping[str, np.ndarray], voxel: np.ndarray) -> None:
-    """Name the contours, with the volume of each mask in mL."""
     handles = []
     for name, mask in masks.items():
         milliliters = mask.sum() * float(np.prod(voxel)) / 1000
@@ -475,8 +466,8 @@ def _add_legend(figure: Figure, masks: Mapping[str, np.ndarray], voxel: np.ndarr
         figure.legend(handles=handles, loc="lower left", ncols=len(handles), borderaxespad=0, **style)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write the PNG and free the figure."""
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG and frees the figure; missing folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, format="png", facecolor=figure.get_facecolor())
+    figure.savefig(path, dpi=_DPI, format="png")
     figure.clear()

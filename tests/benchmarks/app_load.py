@@ -44,7 +44,6 @@ logger = logging.getLogger("load")
 
 
 def memory_mb(process: psutil.Process) -> float:
-    """Resident memory of the server's own process."""
     return float(process.memory_info().rss) / 1024**2
 
 
@@ -138,7 +137,6 @@ class Load:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Starts the server, runs the clients, stops it."""
     studies = folder / "store"
     shutil.copytree(args.studies, studies, ignore=shutil.ignore_patterns("labels", "datastore_v2.json", ".lock"))
     scan = next(path for path in studies.iterdir() if path.name.startswith(f"{args.image}."))
@@ -187,7 +185,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def quantile(values: list[float], part: float) -> float | None:
-    """A quantile in seconds, None of nothing."""
     return round(float(np.quantile(values, part)), 3) if values else None
 
 

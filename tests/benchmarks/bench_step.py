@@ -167,14 +167,12 @@ def peak_gib(name: str, args: argparse.Namespace, device: torch.device) -> float
 
 
 def flop(name: str, args: argparse.Namespace, device: torch.device) -> float:
-    """FLOP of one step."""
     with FlopCounterMode(display=False) as counter:
         make_step(name, args, device)(1)
     return counter.get_total_flops()
 
 
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Every figure, by arm."""
     memory = {name: peak_gib(name, args, device) for name in args.arms}
     differences, wrong = check(args, device)
     work = {name: flop(name, args, device) for name in (NAIVE, FLOAT32)}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import mannwhitneyu
 
@@ -75,12 +76,10 @@ def main() -> None:
         )
         table.append([dice[entry["case"], "y_f"], dice[entry["case"], "y_c"], *values])
         print(f"| {entry['case']} | " + " | ".join(f"{value:.2f}" for value in table[-1]) + " |", flush=True)
-    numbers = np.array(table)
     cells = []
-    for column in numbers.T:
-        known = column[~np.isnan(column)]
-        missing = f" ({len(column) - len(known)} missing)" if len(known) < len(column) else ""
-        spread = known.std(ddof=1) if len(known) > 1 else 0.0
+    for known in (column.dropna() for _, column in pd.DataFrame(table).items()):
+        missing = f" ({len(table) - len(known)} missing)" if len(known) < len(table) else ""
+        spread = known.std() if len(known) > 1 else 0.0
         cells.append(f"{known.mean():.2f} +- {spread:.2f}{missing}" if len(known) else "all missing")
     print("| mean +- std | " + " | ".join(cells) + " |")
 

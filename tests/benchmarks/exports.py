@@ -184,13 +184,11 @@ def compare(
 
 
 def dice(a: Tensor, b: Tensor) -> float:
-    """Of two masks; 1 where both are empty."""
     voxels = int(a.sum() + b.sum())
     return 2 * int((a & b).sum()) / voxels if voxels else 1.0
 
 
 def phantom(task: str, bundle: Path, folder: Path) -> tuple[list[Path], Path]:
-    """Makes a phantom of the task; its source files and its mask."""
     made = ["scripts.prepare", "phantom", "--task", task, "--training", "0", "--validation", "0", "--testing", "1"]
     made += ["--seed", str(SEED), "--output", str(folder)]
     subprocess.run([sys.executable, "-W", "ignore", "-m", *made], cwd=bundle, check=True, capture_output=True)
@@ -234,7 +232,6 @@ def report(
 
 
 def main() -> None:
-    """Export, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="a bundle's folder, such as an unpacked release")
     parser.add_argument("--image", type=Path, nargs="+", help="source scans in the task's order; default: a phantom")

@@ -114,7 +114,6 @@ def steps(task: str, version: str, data: Mapping[str, str], patch_size: list[int
 
 
 def serve_files(folder: Path) -> http.server.ThreadingHTTPServer:
-    """A web server of a folder on this machine alone."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     handler.func.log_message = lambda *_: None  # type: ignore[attr-defined, method-assign]
@@ -207,7 +206,6 @@ def tampered(bundle: Path, archive: Path, work: Path, transcript: Transcript) ->
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, required=True, help="folder of the archives")
     parser.add_argument("--work", type=Path, required=True, help="folder that is not there yet")

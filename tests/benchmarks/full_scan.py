@@ -58,7 +58,6 @@ def phantoms(size: str, cases: int) -> Any:
 
 
 def prepared(config: ConfigParser, data: Path) -> Any:
-    """Yields the test cases of a prepared folder."""
     from scripts.transforms import LoadScansd
 
     load = LoadScansd(["image", "label"])

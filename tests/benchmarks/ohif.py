@@ -201,7 +201,6 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 async def _server_ready(server: subprocess.Popen) -> tuple[bool, str]:
-    """Waits until the server answers /info/."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -404,7 +403,6 @@ class Page:
                 self.console.append(f"EXCEPTION {said['exceptionDetails'].get('exception', {}).get('description')}")
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Sends one command and waits for its result."""
         self._next += 1
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[self._next] = future
@@ -424,7 +422,6 @@ class Page:
         return answer["result"].get("value")
 
     async def wait(self, expression: str, what: str) -> None:
-        """Waits until an expression is true."""
         end = time.monotonic() + STEP_SECONDS
         while time.monotonic() < end:
             try:

@@ -49,7 +49,6 @@ def start(run_dir: Path, data: Path, *more: str, processes: int = 1) -> subproce
 
 
 def finish(running: subprocess.Popen, run_dir: Path) -> None:
-    """Waits for the end of a training that must succeed."""
     try:
         status = running.wait(SECONDS)
     finally:
@@ -74,7 +73,6 @@ def compare(one: Curves, two: Curves) -> float:
 
 
 def write(output: Path, one: Curves, two: Curves) -> None:
-    """Writes curves.csv and curves.png."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -92,7 +90,6 @@ def write(output: Path, one: Curves, two: Curves) -> None:
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--output", type=Path, help="for curves.csv and curves.png")

@@ -22,7 +22,6 @@ from made.refusals import CASES, refuse  # noqa: E402
 
 
 def main() -> None:
-    """Prepare every case and print its row."""
     logging.disable()
     print("| check | made case | source | message |\n|---|---|---|---|")
     for refused in CASES:

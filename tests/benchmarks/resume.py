@@ -150,7 +150,6 @@ def interrupted(
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="killed by SIGKILL; one more gets SIGTERM")
     parser.add_argument("--epochs", type=int, default=6)

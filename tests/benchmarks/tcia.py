@@ -28,7 +28,6 @@ TRAINING = ("--epochs", "1", "--val_interval", "1", "--num_workers", "0")
 
 
 def run(name: str, command: list[str]) -> tuple[str, float, str]:
-    """One command from the bundle's root, timed; ends the script where it fails."""
     shown = shlex.join(command)
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=ROOT / "bundle", capture_output=True, text=True, check=False)
@@ -39,13 +38,11 @@ def run(name: str, command: list[str]) -> tuple[str, float, str]:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def main() -> None:
-    """Make, prepare, train, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=6)

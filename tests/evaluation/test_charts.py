@@ -15,7 +15,6 @@ NAN = float("nan")
 
 
 def count(path: Path, color: tuple[int, int, int], tolerance: float = 0.25) -> int:
-    """Count the pixels near a color of 0 to 255."""
     return int((np.abs(imread(path)[..., :3] - np.array(color) / 255).max(axis=-1) < tolerance).sum())
 
 

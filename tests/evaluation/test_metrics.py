@@ -27,21 +27,18 @@ SPACING = (0.5, 1.0, 2.0)
 
 
 def cube(start: Sequence[int], size: Sequence[int], shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """Make a mask with one box of ones."""
     mask = np.zeros(shape, np.uint8)
     mask[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = 1
     return mask
 
 
 def ball(center: tuple[float, ...], radius_mm: float) -> np.ndarray:
-    """Make a mask with one ball, round in mm."""
     grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(SHAPE, SPACING, strict=True)), indexing="ij")
     squares = [(g - c) ** 2 for g, c in zip(grid, center, strict=True)]
     return (np.sum(squares, axis=0) <= radius_mm**2).astype(np.uint8)
 
 
 def noise(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Make an image in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 

@@ -19,7 +19,6 @@ from scripts.evaluation.statistics import (
     compare,
     compare_to_first,
     holm,
-    keep_common,
     mean_interval,
     outcomes,
     summarize,
@@ -33,34 +32,6 @@ def frame(**columns: list[float]) -> pd.DataFrame:
 
 
 # Hand-computed values
-
-
-def test_mean_std_and_missing() -> None:
-    summary = summarize(frame(dice=[0.7, 0.8, 0.9], hd95_mm=[2.0, math.nan, 4.0]))
-    assert summary.loc["dice", "mean"] == pytest.approx(0.8)
-    assert summary.loc["dice", "std"] == pytest.approx(0.1)
-    assert summary.loc["hd95_mm", "mean"] == pytest.approx(3)
-    assert summary.loc["hd95_mm", "std"] == pytest.approx(math.sqrt(2))
-    assert list(summary.loc["hd95_mm", ["cases", "missing"]]) == [3, 1]
-    assert summary.loc["seconds", "missing"] == 3
-
-
-def test_paired_difference_and_t_test() -> None:
-    # Differences 1, 2, 3: mean 2, s = 1, t = 2 sqrt(3); for two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
-    result = compare(frame(hd95_mm=[5, 5, 5]), frame(hd95_mm=[6, 7, 8])).loc["hd95_mm"]
-    t = 2 * math.sqrt(3)
-    assert result["difference"] == pytest.approx(2)
-    assert result["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
-    assert 1 <= result["low"] < 2 < result["high"] <= 3
-    assert (result["pairs"], result["left_out"]) == (3, 0)
-
-
-def test_bootstrap_interval_of_many_cases_is_near_the_normal_one() -> None:
-    noise = np.random.default_rng(1).normal(0.02, 0.05, 400)
-    result = compare(frame(dice=[0.5] * 400), frame(dice=list(0.5 + noise))).loc["dice"]
-    half = 1.96 * noise.std(ddof=1) / 20
-    assert result["low"] == pytest.approx(noise.mean() - half, abs=0.1 * half)
-    assert result["high"] == pytest.approx(noise.mean() + half, abs=0.1 * half)
 
 
 def test_holm_by_hand() -> None:
@@ -82,11 +53,6 @@ def test_bootstrap_interval_of_three_values_by_counting() -> None:
     # Of 0, 0, 0, 10 the sum is 0 in 81 of 256 samples, 10 in 108, 20 in 54, 30 in 12 (4.7 %), 40 in 1 (0.4 %).
     assert mean_interval([0, 0, 0, 10]) == pytest.approx((0, 7.5))
     assert np.isnan(mean_interval([1.0])).all() and np.isnan(mean_interval([])).all()
-
-
-def test_interval_of_the_mean_is_over_the_values_that_are_there() -> None:
-    summary = summarize(frame(hd95_mm=[1.0, math.nan, 2.0, 3.0])).loc["hd95_mm"]
-    assert (summary["low"], summary["high"]) == pytest.approx((1, 3))
 
 
 def test_volume_errors_and_outcomes() -> None:
@@ -125,12 +91,6 @@ def test_one_case_and_equal_differences_have_no_p() -> None:
     equal = compare(frame(dice=[0.5, 0.6, 0.7]), frame(dice=[0.6, 0.7, 0.8]))
     assert math.isnan(equal["p"]["dice"])
     assert equal["low"]["dice"] == pytest.approx(0.1)
-
-
-def test_runs_are_cut_to_common_cases() -> None:
-    runs, left_out = keep_common({"one": frame(dice=[0.1, 0.2, 0.3]), "two": frame(dice=[0.1, 0.2])})
-    assert [list(run.index) for run in runs.values()] == [["c0", "c1"]] * 2
-    assert left_out == {"one": ["c2"], "two": []}
 
 
 @pytest.mark.parametrize("seed", range(5))

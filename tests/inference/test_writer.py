@@ -6,6 +6,7 @@ test_transforms.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,13 @@ def test_the_data_type_is_the_outputs(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "scan" / "scan_pred.nii.gz").is_file()
 
 
-def test_an_output_that_is_not_on_the_sources_grid_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_is_not_on_the_sources_grid_is_refused(
+    tmp_path: Path, messages_of: Callable[[BaseException], str]
+) -> None:
     write_source(tmp_path / "scan.nii.gz", affine("ASR"))
     with pytest.raises(Exception) as caught:
         round_trip(tmp_path / "scan.nii.gz", tmp_path / "out", invert=False)
-    causes: list[BaseException] = [caught.value]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    text = " ".join(str(cause) for cause in causes)
+    text = messages_of(caught.value)
     assert "scan.nii.gz is not on the grid of its source" in text and "Invert the preprocessing" in text
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 

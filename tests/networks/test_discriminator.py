@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.networks.discriminator import RECEPTIVE_FIELD, PatchDiscriminator3d
+from scripts.networks.discriminator import PatchDiscriminator3d
 
 MIN_SIZE = (24, 24, 6)
 
@@ -26,7 +26,7 @@ def test_field_by_gradient() -> None:
     for index in ((4, 5, 9), (5, 5, 10)):
         (gradient,) = torch.autograd.grad(out[(0, 0, *index)], x, retain_graph=True)
         where = torch.nonzero(gradient[0].abs().amax(0))
-        assert tuple((where.amax(0) - where.amin(0) + 1).tolist()) == RECEPTIVE_FIELD == (70, 70, 16)
+        assert tuple((where.amax(0) - where.amin(0) + 1).tolist()) == (70, 70, 16)
         starts.append(where.amin(0))
     assert (starts[1] - starts[0]).tolist() == [8, 0, 1]
 

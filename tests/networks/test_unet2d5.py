@@ -174,17 +174,6 @@ def test_fewer_planar_levels_mix_slices() -> None:
     assert len(changed_slices(network, 3)) > 1
 
 
-@pytest.mark.parametrize("planar", [0, 2, 4])
-def test_planar_levels_have_flat_kernels(planar: int) -> None:
-    network = unet(planar_levels=planar, attention="all")
-    for level, encoder in enumerate(network.encoders):
-        depths = {m.kernel_size[2] for m in encoder.modules() if isinstance(m, nn.Conv3d)}
-        assert depths == {1 if level < planar else 3}
-    for step, block in enumerate(network.decoders[0].blocks):
-        depths = {m.kernel_size[2] for m in block.modules() if isinstance(m, nn.Conv3d)}
-        assert depths == {1 if 3 - step < planar else 3}
-
-
 def test_skips_and_all_levels_reach_the_output() -> None:
     network = unet(1, (1, 1))
     network(volume(1, 1, 32, 32, 8)).square().sum().backward()

@@ -41,7 +41,6 @@ class Training(NamedTuple):
     status: Any = None  # of the exit
 
     def content(self) -> dict[str, Any]:
-        """Everything that was trained."""
         return {name: item.state_dict() for name, item in self.state.items() if name != "trainer"}
 
 

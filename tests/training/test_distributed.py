@@ -53,7 +53,6 @@ def make_batches_without_target() -> list[Batch]:
 
 
 def share(batch: Batch, rank: int) -> Batch:
-    """The one sample of a process."""
     return {name: values[rank : rank + 1] for name, values in batch.items()}
 
 
@@ -161,7 +160,6 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes answered."""
     folder = tmp_path_factory.mktemp("processes")
     # a fork saves two imports of MONAI, but autograd cannot fork once it has threads for GPUs
     context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
@@ -180,7 +178,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone() -> list[dict[str, Any]]:
-    """One process's steps with the whole batches."""
     return train([make_batch(*TUMORS[name], seed=i) for i, name in enumerate(STEPS)])
 
 

@@ -55,7 +55,6 @@ def tumor(*present: bool) -> Tensor:
 
 
 def linear(on_x_s: float = 2.0, on_target: float = 1.0, bias: float = 0.0) -> nn.Conv3d:
-    """Makes a discriminator of one linear map per voxel."""
     D = nn.Conv3d(2, 1, 1)
     with torch.no_grad():
         D.weight.copy_(torch.tensor([on_x_s, on_target]).reshape(1, 2, 1, 1, 1))

@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from scripts.pictures import save_figure
+
 _LABELS = {"dice": "Dice", "assd_mm": "ASSD (mm)", "hd95_mm": "HD95 (mm)"}
-_DPI = 110
 _RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by color-blind readers
 _RUN_MARKERS = "osD^vP"
 _LEGEND_COLUMNS = 4
@@ -103,7 +104,7 @@ def chart_figure(
     figure.legend(handles, [*labels, "missing"], loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     panels[1].set_xticks(positions, cases, rotation=90, fontsize=7)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def summary_figure(
@@ -154,7 +155,7 @@ def summary_figure(
         handles.append(Line2D([], [], color="#b0b0b0", linewidth=0.8, label="the same case"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_metric(
@@ -185,10 +186,3 @@ def _draw_metric(
     axes.grid(axis="y", alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write the PNG and free the figure."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, format="png")
-    figure.clear()

@@ -128,7 +128,8 @@ class EvaluationHandler(_CaseHandler):
             }
         )
         write_per_case(self.output_dir / "per_case.csv", self.rows)
-        _write_text(self.output_dir / "predictions.json", json.dumps(self.files, indent=1) + "\n")
+        with whole_file(self.output_dir / "predictions.json") as partial:
+            partial.write_text(json.dumps(self.files, indent=1) + "\n", encoding="utf-8")
         logger.info("%s: Dice of y_f %.3f, %.1f s", batch["case"], self.rows[-len(masks)]["dice"], seconds)
 
     def completed(self, engine: Engine) -> None:
@@ -259,8 +260,3 @@ def _spacing(image: MetaTensor) -> tuple[float, ...]:
 def _saved(output: Mapping[str, Any], name: str) -> str | None:
     """The file that SaveImaged wrote for an output, None where the method has no such output."""
     return str(Path(output[name].meta["saved_to"]).resolve()) if name in output else None
-
-
-def _write_text(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")

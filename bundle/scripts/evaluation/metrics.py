@@ -124,7 +124,6 @@ def synthesis_metrics(synthetic: Array, real: Array, truth: Array, *, margin: in
 
 
 def _psnr(synthetic: np.ndarray, real: np.ndarray) -> float:
-    """Compute 10 log10(range^2 / MSE) in dB, at most `PSNR_CAP`."""
     mse = float(np.mean(np.square(synthetic - real), dtype=np.float64))
     smallest = DATA_RANGE**2 / 10 ** (PSNR_CAP / 10)
     return float(10 * np.log10(DATA_RANGE**2 / max(mse, smallest)))
@@ -151,7 +150,6 @@ def _ssim(synthetic: np.ndarray, real: np.ndarray) -> float:
 
 
 def _batch(array: np.ndarray) -> torch.Tensor:
-    """Return a volume as a batch of one with one channel."""
     return torch.from_numpy(np.ascontiguousarray(array))[None, None]  # (X, Y, Z) -> (1, 1, X, Y, Z)
 
 
@@ -194,7 +192,6 @@ def _image(array: Array, name: str) -> np.ndarray:
 
 
 def _volume(array: Any, name: str) -> np.ndarray:
-    """Return a non-empty 3-D array on the CPU."""
     values = array.detach().cpu().float().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
     if values.ndim != 3 or not values.size:
         raise ValueError(
@@ -204,7 +201,6 @@ def _volume(array: Any, name: str) -> np.ndarray:
 
 
 def _check_same_shape(**arrays: np.ndarray) -> None:
-    """Refuse arrays on different grids."""
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())

@@ -15,26 +15,13 @@ import pandas as pd
 
 from scripts.files import whole_file
 
-CSV_COLUMNS = (
-    "case",
-    "protocol",
-    "prediction",
-    "dice",
-    "assd_mm",
-    "hd95_mm",
-    "psnr_global",
-    "psnr_local",
-    "ssim_global",
-    "ssim_local",
-    "perceptibility_dice",
-    "perceptibility_assd_mm",
-    "perceptibility_hd95_mm",
-    "volume_mm3",
-    "volume_truth_mm3",
-    "seconds",
+KEY_COLUMNS = ("case", "protocol", "prediction")
+NUMBER_COLUMNS = (
+    *("dice", "assd_mm", "hd95_mm", "psnr_global", "psnr_local", "ssim_global", "ssim_local"),
+    *("perceptibility_dice", "perceptibility_assd_mm", "perceptibility_hd95_mm"),
+    *("volume_mm3", "volume_truth_mm3", "seconds"),
 )
-KEY_COLUMNS = CSV_COLUMNS[:3]
-NUMBER_COLUMNS = CSV_COLUMNS[3:]
+CSV_COLUMNS = KEY_COLUMNS + NUMBER_COLUMNS
 PROTOCOLS = ("full_scan", "paper_crop")
 PREDICTIONS = ("y_f", "y_c", "y_r", "mean")  # mean: of y_f and y_r
 

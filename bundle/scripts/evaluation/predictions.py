@@ -96,5 +96,4 @@ def _read_volumes(index: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.n
 
 
 def _file_name(name: str) -> str:
-    """Replace what a file name should not hold."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"

@@ -208,7 +208,6 @@ def _case_texts(runs: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -222,7 +221,6 @@ def _mean_cell(row: pd.Series) -> str:
 
 
 def _interval_cell(row: pd.Series) -> str:
-    """Write the interval from low to high."""
     return MISSING if np.isnan(row["low"]) else f"{_text(row['low'])} to {_text(row['high'])}"
 
 

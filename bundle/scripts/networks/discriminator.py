@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 STRIDES = (2, 2, 2, 1, 1)  # in-plane; 1 through-plane throughout
 KERNEL = 4
-RECEPTIVE_FIELD = (70, 70, 16)  # voxels x, y, z, of one output value
 MIN_IN_PLANE = 24  # the smallest in-plane size that leaves an output
 MIN_THROUGH_PLANE = 6
 

@@ -170,7 +170,24 @@ class UNet2d5(nn.Module):
         super().__init__()
         heads = [out_channels] if isinstance(out_channels, int) else list(out_channels)
         backgrounds = [float(background)] * in_channels if isinstance(background, int | float) else list(background)
-        _check(in_channels, heads, features, planar_levels, upsample, attention, dropout, backgrounds)
+        if in_channels < 1 or not heads or min(heads) < 1:
+            raise ValueError(f"in_channels {in_channels} and out_channels {heads}: every number must be 1 or more.")
+        if len(features) != 5 or min(features) < 1:
+            raise ValueError(f"features {list(features)}: expected five positive numbers, one per level.")
+        if not 0 <= planar_levels <= 5:
+            raise ValueError(f"planar_levels {planar_levels}: expected 0 (plain 3-D) to 5 (2-D).")
+        if upsample not in UPSAMPLE_MODES:
+            raise ValueError(f"upsample {upsample!r}: expected one of {UPSAMPLE_MODES}.")
+        if attention not in ATTENTION_MODES:
+            raise ValueError(f"attention {attention!r}: expected one of {ATTENTION_MODES}.")
+        if attention != "none" and min(features) < 2:
+            raise ValueError(
+                f"features {list(features)}: spatial attention halves the channels, so it needs 2 or more."
+            )
+        if len(dropout) != 5 or not all(0 <= p < 1 for p in dropout):
+            raise ValueError(f"dropout {list(dropout)}: expected five probabilities from 0 to below 1, one per level.")
+        if len(backgrounds) != in_channels:
+            raise ValueError(f"background has {len(backgrounds)} values for {in_channels} input channels.")
         norm = norm if isinstance(norm, str) else tuple(norm)  # configs write lists
 
         self.encoders = nn.ModuleList()
@@ -233,32 +250,3 @@ class UNet2d5(nn.Module):
             inside = F.pad(torch.ones_like(x[:1, :1]), pads)
             x = F.pad(x, pads) + self.background.to(x.dtype) * (1 - inside)  # type: ignore[operator]
         return x, size
-
-
-def _check(
-    in_channels: int,
-    heads: list[int],
-    features: Sequence[int],
-    planar_levels: int,
-    upsample: str,
-    attention: str,
-    dropout: Sequence[float],
-    backgrounds: list[float],
-) -> None:
-    """Raises ValueError for arguments that make no network, naming what was found and what was expected."""
-    if in_channels < 1 or not heads or min(heads) < 1:
-        raise ValueError(f"in_channels {in_channels} and out_channels {heads}: every number must be 1 or more.")
-    if len(features) != 5 or min(features) < 1:
-        raise ValueError(f"features {list(features)}: expected five positive numbers, one per level.")
-    if not 0 <= planar_levels <= 5:
-        raise ValueError(f"planar_levels {planar_levels}: expected 0 (plain 3-D) to 5 (2-D).")
-    if upsample not in UPSAMPLE_MODES:
-        raise ValueError(f"upsample {upsample!r}: expected one of {UPSAMPLE_MODES}.")
-    if attention not in ATTENTION_MODES:
-        raise ValueError(f"attention {attention!r}: expected one of {ATTENTION_MODES}.")
-    if attention != "none" and min(features) < 2:
-        raise ValueError(f"features {list(features)}: spatial attention halves the channels, so it needs 2 or more.")
-    if len(dropout) != 5 or not all(0 <= p < 1 for p in dropout):
-        raise ValueError(f"dropout {list(dropout)}: expected five probabilities from 0 to below 1, one per level.")
-    if len(backgrounds) != in_channels:
-        raise ValueError(f"background has {len(backgrounds)} values for {in_channels} input channels.")

@@ -28,21 +28,28 @@ def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> T
         real: whether 1 or 0 is aimed at.
         weight: (B,) in {0, 1}, which samples count; see `mean_over_samples`.
     """
-    distance = (logits.float() - float(real)) ** 2
-    if weight is None:
-        return distance.mean()
-    return mean_over_samples(distance, weight)
+    return mean_over_samples((logits.float() - float(real)) ** 2, weight)
 
 
-def mean_over_samples(values: Tensor, weight: Tensor) -> Tensor:
+def mean_over_samples(values: Tensor, weight: Tensor | None) -> Tensor:
     """Computes the mean of values (B, ...) over samples with weight 1 (not 0); 0, with zero gradients, without any.
+
+    None: over all samples.
 
     In several processes it is divided by the mean of their numbers of such samples: the mean over the processes is the
     mean over all samples that count.
     """
+    if weight is None:
+        return values.mean()
     per_sample = values.flatten(1).mean(1)
     count = global_sum(weight.sum()).clamp(min=1.0) / world_size()
     return (per_sample * weight).sum() / count
+
+
+def _discriminator_loss(D: nn.Module, x_s: Tensor, x_t_syn: Tensor, x_t: Tensor, weight: Tensor | None) -> Tensor:
+    of_fake = D(torch.cat([x_s, x_t_syn.detach()], dim=1))
+    of_real = D(torch.cat([x_s, x_t], dim=1))
+    return lsgan_loss(of_fake, real=False, weight=weight) + lsgan_loss(of_real, real=True, weight=weight)
 
 
 def tumor_box(y: Tensor, *, margin: int = 0) -> Tensor:
@@ -121,8 +128,7 @@ class GlobalSynthesisLoss(nn.Module):
     ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.l1:
-            distance = (x_t_syn.float() - x_t).abs()
-            terms["l1_global"] = self.l1 * (distance.mean() if real is None else mean_over_samples(distance, real))
+            terms["l1_global"] = self.l1 * mean_over_samples((x_t_syn.float() - x_t).abs(), real)
         if self.adversarial:
             judged = D_g(torch.cat([x_s, x_t_syn], dim=1))
             terms["adversarial_global"] = self.adversarial * lsgan_loss(judged, real=True, weight=real)
@@ -134,10 +140,7 @@ class GlobalSynthesisLoss(nn.Module):
         """Eq. 3: mean D(fake)^2 + mean (D(real) - 1)^2; no gradient reaches x_t_syn."""
         if not self.adversarial:
             return {}
-        of_fake = D_g(torch.cat([x_s, x_t_syn.detach()], dim=1))
-        of_real = D_g(torch.cat([x_s, x_t], dim=1))
-        loss = lsgan_loss(of_fake, real=False, weight=real) + lsgan_loss(of_real, real=True, weight=real)
-        return {"D_g": self.adversarial * loss}
+        return {"D_g": self.adversarial * _discriminator_loss(D_g, x_s, x_t_syn, x_t, real)}
 
 
 class TumorSynthesisLoss(nn.Module):
@@ -181,10 +184,7 @@ class TumorSynthesisLoss(nn.Module):
         if not self.adversarial:
             return {}
         M, weight = tumor_box(y, margin=self.margin), has_tumor(y) if real is None else has_tumor(y) * real
-        of_fake = D_t(torch.cat([M * x_s, M * x_t_syn.detach()], dim=1))
-        of_real = D_t(torch.cat([M * x_s, M * x_t], dim=1))
-        loss = lsgan_loss(of_fake, real=False, weight=weight) + lsgan_loss(of_real, real=True, weight=weight)
-        return {"D_t": self.adversarial * loss}
+        return {"D_t": self.adversarial * _discriminator_loss(D_t, M * x_s, M * x_t_syn, M * x_t, weight)}
 
 
 class PerceptibilityLoss(nn.Module):

@@ -143,7 +143,8 @@ class MethodTrainer(Trainer):
             batch[HAS_TARGET] = batchdata[HAS_TARGET]  # stays on the CPU: what is asked of it must not wait for a GPU
         cases = batchdata.get("case", [])
         first, last, share = self._accumulation()
-        torch.manual_seed(_iteration_seed(self.seed, self.state.iteration, self.state.rank))
+        drawn_by = np.random.SeedSequence((self.seed, self.state.iteration, self.state.rank))
+        torch.manual_seed(int(drawn_by.generate_state(1)[0]))
 
         self.method.train()
         discriminators = self.method.discriminator_parameters()
@@ -234,10 +235,6 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
     if not losses:
         raise ValueError("every loss weight is 0: nothing to train; set at least one of the weights above 0.")
     return torch.stack([value.float() for value in losses.values()]).sum()
-
-
-def _iteration_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
