@@ -1,8 +1,4 @@
-"""Data and helpers that several test modules share: tiny prepared folders, and workflows run in this process.
-
-Only what at least two modules use goes here. No tests, no constants of one module, and nothing that writes outside
-pytest's temporary folders.
-"""
+"""Data and helpers that several test modules share: tiny prepared folders, and workflows run in this process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Reads the project's documents: the commands a reader is asked to type, links, named files, options of tables.
 
-Documents are the Markdown files and the configs' own heads (comments of a .yaml, `_desc_` of a .json). Running the
-commands does not go here, see test_documents.py.
+Documents are the Markdown files and the configs' own heads (comments of a .yaml, `_desc_` of a .json).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Servers as processes of their own, for tests: started, waited for, ended with all their children.
-
-What a server is asked goes to the tests; a real DICOM archive is in made_orthanc.py.
-"""
+"""Servers as processes of their own, for tests: started, waited for, ended with all their children."""
 
 from __future__ import annotations
 

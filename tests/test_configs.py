@@ -1,7 +1,4 @@
-"""Tests of bundle/configs: every file resolves and instantiates, and says the same as its neighbors and the code.
-
-Nothing is trained or evaluated here (test_workflows.py), and the model zoo's own checks are in test_zoo.py.
-"""
+"""Tests of bundle/configs: every file resolves and instantiates, and says the same as its neighbors and the code."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A command that is found is run: there is no list of commands to run, only ELSEWHERE of those that are not, each with
 its reason. What is made small is said by `small`; what a name in capitals stands for by `Sandbox`. Commands of several
-processes, servers and whole documents of experiments are marked slow. How a document is read is in documents.py.
+processes, servers and whole documents of experiments are marked slow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The exported formats against PyTorch on a real patient, and the comparison itself: benchmarks/exports.py.
 
-The network here is tiny and untrained. The zoo's own check of TorchScript with the shipped weights is in test_zoo.py,
-what is shipped as model.pt in test_weights.py.
+The network here is tiny and untrained.
 """
 
 from __future__ import annotations

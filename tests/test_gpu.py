@@ -1,7 +1,4 @@
-"""The code on CUDA: a step, its waits, inference against the CPU, a crop inverted, nccl.
-
-What needs no GPU is tested elsewhere.
-"""
+"""The code on CUDA: a step, its waits, inference against the CPU, a crop inverted, nccl."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Publishing a bundle: what MONAI sends to the Hugging Face Hub and reads back, what it makes of an archive over HTTP.
 
-The hub is a stand-in on this machine that answers the calls which `huggingface_hub` makes; no packing goes here, that
-is the release tool's. RELEASING.md tells maintainers what these tests show.
+The hub is a stand-in on this machine that answers the calls which `huggingface_hub` makes. RELEASING.md tells
+maintainers what these tests show.
 """
 
 from __future__ import annotations

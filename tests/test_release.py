@@ -1,7 +1,4 @@
-"""Tests of scripts.release and scripts.weights: what the archives hold, the same bytes twice, every refusal.
-
-The model zoo's checks of the released bundles are in test_zoo.py.
-"""
+"""Tests of scripts.release and scripts.weights: what the archives hold, the same bytes twice, every refusal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The example docs/segment_scan.py, in a process that has what a release's zip has, against the config's own run.
-
-What the config's components compute is tested in their own files, the config's own run in test_workflows.py.
-"""
+"""The example docs/segment_scan.py, in a process that has what a release's zip has, against the config's own run."""
 
 from __future__ import annotations
 

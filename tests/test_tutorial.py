@@ -1,7 +1,4 @@
-"""The tutorial notebook: that it is committed bare, and that all of it runs, in a copy of the bundle without network.
-
-What the commands behind its cells compute is tested beside each of them.
-"""
+"""The tutorial notebook: that it is committed bare, and that it runs, in a copy of the bundle without network."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Tests of whole workflows through monai.bundle: pretrain, train, evaluate, report, export, infer, and what goes wrong.
 
-Most run in this process with debug.yaml, because one `python -m monai.bundle` costs about 9 s of imports; only what
-needs a process of its own gets one. The numbers of these runs mean nothing. What one module computes is tested in
-its own file, and what a config file says in test_configs.py.
+Most run in this process with debug.yaml: one `python -m monai.bundle` costs about 9 s of imports. The numbers of these
+runs mean nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The MONAI model zoo's checks, offline, of bundle/ as it stands and of the released glioma bundle: metadata, the
 network's input and output, its weights, and our unit tests for the zoo.
 
-Not a place for what the zoo does not ask (test_configs.py, test_release.py) nor for running workflows
-(test_workflows.py). The schema in tests/data is the published one, meta_schema_20240725.json, unchanged.
+The schema in tests/fixtures is the published one, meta_schema_20240725.json, unchanged.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Starts the server on a free port, with what follows `--` handed on, and lets the clients ask for inferences; every tenth
 request uploads a new image and saves a label (into a copy of the store), while one more client measures /info. A client
 that gets 503 waits as long as Retry-After says. Prints a Markdown table and JSON; exits with 1 if a request was
-lost or answered with another 5xx. What single requests answer goes to test_app_server.py.
+lost or answered with another 5xx.
 """
 
 from __future__ import annotations

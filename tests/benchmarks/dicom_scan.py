@@ -6,7 +6,7 @@ Writes MR slices of size x size voxels into a temporary folder (128: 0.4 GB for 
 a scan stops before the pixels), with the attributes of a scanner's header, sequences and private elements among them,
 and one RTDOSE of 200 MB that must not be read. No cache is dropped: the files were written a moment before, so these
 are seconds of the processor, not of a disk. Peak memory is that of the scanning process, its imports included; workers
-are told apart. It measures and never asserts: no test belongs here.
+are told apart.
 """
 
 from __future__ import annotations

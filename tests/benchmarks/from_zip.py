@@ -4,7 +4,7 @@ checks, and both MONAI Label apps. Prints the whole transcript; exit status 1 if
     python tests/benchmarks/from_zip.py --dist dist --work EMPTY_FOLDER --data glioma=FOLDER_OF_BRATS
 
 Run with the python of the environment that is to be tried. Trainings are made small (configs/debug.yaml); the released
-weights are evaluated in full. How archives are made goes to scripts.release, what they hold to tests/test_release.py.
+weights are evaluated in full.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
         --data PREPARED --weights FILE                                         # the test cases of prepared data
 
 Both arms run on the fast path of this machine, with the preprocessing and the inferer of inference.json, one after the
-other on every case. The localizer is the one beside the weights. Nothing is asserted: no test belongs here.
+other on every case. The localizer is the one beside the weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Tests of cohort: many made scans through a made evaluator, alone, in several processes, killed and resumed.
-
-What a case's handler writes is tested in test_handlers.py, the bundle's own inference in test_workflows.py.
-"""
+"""Tests of cohort: many made scans through a made evaluator, alone, in several processes, killed and resumed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Tests of writer: outputs lie on the source scan's grid and carry its header, checked in the written files.
 
-The way there is that of inference.json: load, orient, resample, invert, save. The transforms' own tests are in
-test_transforms.py.
+The way there is that of inference.json: load, orient, resample, invert, save.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests of scripts.networks.discriminator: field, shape and size of the PatchGAN. Its losses: test_losses.py."""
+"""Tests of scripts.networks.discriminator: field, shape and size of the PatchGAN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of scripts.networks.localizer: grids and borders. Its weights and the regions: test_inferer.py."""
+"""Tests of scripts.networks.localizer: grids and borders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tests of scripts.networks.unet2d5: size, shape, padding and wiring of the 2.5D U-Net alone.
-
-What G and S do with it is tested in test_tissnet.py, losses in test_losses.py; nothing here is trained.
-"""
+"""Tests of scripts.networks.unet2d5: size, shape, padding and wiring of the 2.5D U-Net alone."""
 
 from __future__ import annotations
 

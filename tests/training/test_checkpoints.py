@@ -1,7 +1,6 @@
 """Tests of checkpoints: the exact resume, files that are never half written, SIGTERM's orderly end, and errors.
 
-A trainer made by hand on voxels, with dropout, so that nothing here costs more than its data workers. Runs by config
-are in test_workflows.py, several processes in test_distributed.py, kills at random moments in benchmarks/resume.py.
+A trainer made by hand on voxels, with dropout, so that nothing here costs more than its data workers.
 """
 
 from __future__ import annotations

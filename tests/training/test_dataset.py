@@ -1,6 +1,6 @@
 """Tests of scripts.training.dataset: a sample depends on (seed, epoch, index) alone, an order on (seed, epoch) alone.
 
-Small arrays in place of scans; which transforms the configs use is tested in test_configs.py.
+Small arrays in place of scans.
 """
 
 from __future__ import annotations

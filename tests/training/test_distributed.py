@@ -1,7 +1,6 @@
 """Tests of distributed, and of losses, trainer and SIGTERM in two processes: equal to one with the whole batch.
 
 Two real processes (gloo) are started once and answer every question here; one process works out the same in the test.
-Whole runs by torchrun are in test_workflows.py, their loss curves and kills in benchmarks/processes.py.
 """
 
 from __future__ import annotations

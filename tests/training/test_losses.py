@@ -1,7 +1,7 @@
 """Tests of scripts.training.losses, equations 1 to 9: values worked out by hand, relations between values, gradients.
 
 The hand values use volumes of 64 voxels with a tumor of 8, images of one value, and discriminators that are one linear
-map per voxel. How the terms are put together for a training step is tested in test_methods.py.
+map per voxel.
 """
 
 from __future__ import annotations

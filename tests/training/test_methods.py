@@ -1,7 +1,4 @@
-"""Tests of scripts.training.methods: which terms a step has, which network each term reaches, what a weight of 0 skips.
-
-The terms' values are tested in test_losses.py, the training loop in test_trainer.py.
-"""
+"""Tests of training.methods: which terms a step has, which network each term reaches, what a weight of 0 skips."""
 
 from __future__ import annotations
 

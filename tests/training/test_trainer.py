@@ -1,8 +1,4 @@
-"""Tests of trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout.
-
-The terms of a step are tested in test_methods.py, the seeded data layer in test_dataset.py, the resume in
-test_checkpoints.py, several processes in test_distributed.py, whole runs by config in test_workflows.py.
-"""
+"""Tests of trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout."""
 
 from __future__ import annotations
 

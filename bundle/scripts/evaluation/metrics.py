@@ -1,8 +1,4 @@
-"""Arrays and a voxel spacing in, numbers out: how good a mask is, and how good a synthetic image is.
-
-Nothing here reads or writes a file, runs a model, resamples, or averages over cases; the columns of per_case.csv are in
-per_case.py, means and tests in report.py.
-"""
+"""Arrays and a voxel spacing in, numbers out: how good a mask is, and how good a synthetic image is."""
 
 from __future__ import annotations
 
