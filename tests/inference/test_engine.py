@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from warm import Warm
 
 from scripts.inference import engine as module_under_test
 from scripts.inference.engine import Engine
@@ -211,8 +210,14 @@ def test_openvino_is_for_a_cpu() -> None:
         Engine("openvino").chosen(torch.device("cuda"))
 
 
+def run_alone(code: str, warm: Warm, folder: Path, bundle_root: Path) -> None:
+    """Code in a process of its own, which finds `scripts` and must end with status 0."""
+    (folder / "code.py").write_text(f"import sys\nsys.path.insert(0, {str(bundle_root)!r})\n{code}")
+    assert warm.run([str(folder / "code.py")], folder, folder / "log", 120, {}) == 0, (folder / "log").read_text()
+
+
 TELL_NOBODY = """
-import multiprocessing, sys
+import multiprocessing
 import torch
 from scripts.inference.engine import Engine
 
@@ -223,13 +228,13 @@ assert not told and not multiprocessing.active_children(), told
 """
 
 
-def test_openvino_tells_nobody_of_its_use(bundle_root: Path) -> None:
+def test_openvino_tells_nobody_of_its_use(warm: Warm, tmp_path: Path, bundle_root: Path) -> None:
     """It would, in a process that it forks; where there is no network, a training then never ended."""
-    subprocess.run([sys.executable, "-c", TELL_NOBODY], cwd=bundle_root, check=True, timeout=120)
+    run_alone(TELL_NOBODY, warm, tmp_path, bundle_root)
 
 
 SIGNAL_AFTER_OPENVINO = """
-import signal, subprocess, sys
+import signal, subprocess
 import torch
 from scripts.inference.engine import Engine
 
@@ -246,6 +251,6 @@ subprocess.run([sys.executable, "-c", ""], check=True)
 """
 
 
-def test_a_signal_after_openvino_is_harmless(bundle_root: Path) -> None:
+def test_a_signal_after_openvino_is_harmless(warm: Warm, tmp_path: Path, bundle_root: Path) -> None:
     """A DataLoader's workers end with SIGCHLD; with OpenVINO unloaded that was a crash."""
-    subprocess.run([sys.executable, "-c", SIGNAL_AFTER_OPENVINO], cwd=bundle_root, check=True, timeout=120)
+    run_alone(SIGNAL_AFTER_OPENVINO, warm, tmp_path, bundle_root)
