@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
@@ -135,10 +134,16 @@ def _archive() -> Iterator[None]:
         ) from error
 
 
+def credentials() -> tuple[str, str] | None:
+    """Name and password for the archive, by MONAI Label's settings."""
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return (user, password) if user and password else None
+
+
 def open_store(address: str) -> TISSNetDICOMStore:
     """The store of a DICOMweb address, by MONAI Label's settings. Nothing is downloaded: dcmqi is not needed."""
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    session = create_session_from_user_pass(user, password) if user and password else requests.Session()
+    session = requests.Session()
+    session.auth = credentials()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Timely())
     client = DICOMwebClientX(

@@ -130,6 +130,8 @@ class TISSNetTrainTask(TrainTask):
             lock.release()
 
     def _train(self, own: Path, options: Options, datastore: Datastore) -> dict[str, Any]:
+        from scripts.weights import find_localizer  # of the bundle
+
         bundle = self.bundle
         bundle.refresh()
         parent = {"version": versions.served_number(own.parent, bundle.name), "sha256": bundle.sha256}
@@ -154,7 +156,7 @@ class TISSNetTrainTask(TrainTask):
             )
             environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
-            localizer = _localizer_of(start, bundle.sha256)
+            localizer = Path(beside) if (beside := find_localizer(str(start))) else None
             candidate = self._candidate(run, localizer)
             after = _measure(candidate, sections["validation"], entries["validation"], options.device, "new")
             record: dict[str, Any] = {
@@ -270,16 +272,6 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """What MONAI Label shows of a version; `best_metric` is what Slicer draws as accuracy."""
     keys = ("created", "parent", "dice_before", "dice_after", "training", "validation", "epochs", "demonstration")
     return {"version": record["number"], "best_metric": record["dice_after"], **{key: record[key] for key in keys}}
-
-
-def _localizer_of(weights: Path, digest: str) -> Path | None:
-    """The localizer that belongs to weights, by the record beside it."""
-    localizer = weights.parent / versions.LOCALIZER
-    record = localizer.with_suffix(".json")
-    if not localizer.is_file() or not record.is_file():
-        return None
-    known = json.loads(record.read_text(encoding="utf-8")).get("weights_sha256")
-    return localizer if known == digest else None
 
 
 def _run(command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:

@@ -100,8 +100,8 @@ def on_grid(size=SIZE, affine=AFFINE):
 class Matrix(list):
     """A vtkMatrix4x4."""
 
-    def GetElement(self, row, column):
-        return self[row][column]
+    def MultiplyPoint(self, point):
+        return tuple(np.array(self) @ point)
 
 
 class Widget:
@@ -662,7 +662,8 @@ def test_starts_with_the_scan_that_slicer_shows(tissnet, fake, served):
     assert panel.address.text == "http://127.0.0.1:8000"
 
 
-def test_sends_shows_and_cleans_up(panel, fake, served):
+def test_sends_shows_and_cleans_up(panel, fake, served, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scan = fake.scan("SMITH T2")
     scan.values["GetTransformNodeID"] = "moved"
     panel.selectors[0].choose(scan)
@@ -682,7 +683,8 @@ def test_sends_shows_and_cleans_up(panel, fake, served):
     assert fake.read[segmentation.GetName()] == (MASK, "volume.nrrd")
     assert fake.read[synthetic.GetName()] == (VOLUME, "volume.nii.gz")
     assert not fake.nodes("storage")
-    assert not any(folder.exists() for folder in fake.folders) and len(fake.folders) == 4
+    assert len(fake.folders) == 4 and {folder.parent for folder in fake.folders} == {tmp_path}
+    assert not list(tmp_path.iterdir())
 
     left, right = fake.views["TISSNetScan"], fake.views["TISSNetSynthetic"]
     assert left.composite.calls["SetBackgroundVolumeID"] == (scan.id,)
@@ -906,12 +908,3 @@ def test_runs_in_the_console_and_as_a_module(fake, tissnet):
     parent = types.SimpleNamespace()
     tissnet.TISSNet(parent)
     assert parent.title == "TISS-Net" and "not a medical device" in parent.helpText
-
-
-def test_leaves_no_temporary_file(panel, fake, served, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    panel.selectors[0].choose(fake.scan("T2"))
-    press(panel.run)
-    assert "Shown" in panel.status.text
-    assert len(fake.folders) == 4 and {folder.parent for folder in fake.folders} == {tmp_path}
-    assert not list(tmp_path.iterdir())
