@@ -68,11 +68,7 @@ class Answer:
 
 
 class TISSNetInferTask(InferTask):
-    """One model: scans in, the mask, two further volumes and the numbers out.
-
-    Args:
-        bundle: what computes.
-    """
+    """One model: scans in, the mask, two further volumes and the numbers out."""
 
     def __init__(self, bundle: ServedBundle) -> None:
         sources, structure = " and ".join(bundle.source_modalities), next(iter(bundle.labels))
@@ -84,12 +80,7 @@ class TISSNetInferTask(InferTask):
             labels=bundle.labels,
             dimension=3,
             description=description,
-            config={
-                "device": device_list(),
-                "threshold": bundle.defaults["threshold"],
-                "overlap": bundle.defaults["overlap"],
-                "flips": False,
-            },
+            config={"device": device_list(), **bundle.defaults, "flips": False},
         )
         self.bundle = bundle
 

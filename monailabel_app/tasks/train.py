@@ -67,11 +67,7 @@ class Options(BaseModel):
 
 
 class TISSNetTrainTask(TrainTask):
-    """Fine-tunes one model; runs in the process that MONAI Label starts for it, and ends its own when it is told to.
-
-    Args:
-        bundle: the model, with its folder of fine-tuned weights.
-    """
+    """Fine-tunes one model; runs in the process that MONAI Label starts for it, and ends its own when it is told to."""
 
     def __init__(self, bundle: ServedBundle) -> None:
         sources = " and ".join(bundle.source_modalities)
@@ -151,14 +147,13 @@ class TISSNetTrainTask(TrainTask):
             with_target = sum(case.target is not None for case in sections["training"])
             logger.info("training on %d case(s), %d with %s", counts[0], with_target, bundle.target_modality)
             logger.info("validating on %d case(s); %d left out", counts[1], len(left_out))
-            before = _measure(
-                self._fixed(start), sections["validation"], entries["validation"], options.device, "served"
-            )
+            validation = sections["validation"], entries["validation"], options.device
+            before = _measure(self._fixed(start), *validation, "served")
             environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
             localizer = Path(beside) if (beside := find_localizer(str(start))) else None
             candidate = self._candidate(run, localizer)
-            after = _measure(candidate, sections["validation"], entries["validation"], options.device, "new")
+            after = _measure(candidate, *validation, "new")
             record: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "parent": parent,
@@ -275,11 +270,7 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
-    """Runs a command of the bundle, passes its lines on, and ends it with this process.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """Runs a command of the bundle, passes its lines on, and ends it with this process."""
     last: deque[str] = deque(maxlen=LINES_OF_AN_ERROR)
     errors: list[str] = []
     process = subprocess.Popen(

@@ -183,6 +183,7 @@ BROKEN = {
     "a scan of NaN": (lambda: nifti(np.full((64, 64, 12), np.nan, np.float32)), "NaN"),
     "a scan with an infinite voxel": (lambda: nifti(np.where(NOISE > 998, np.inf, NOISE).astype(np.float32)), "NaN"),
     "a scan of zeros": (lambda: nifti(np.zeros((64, 64, 12), np.int16)), "constant or empty"),
+    "a scan of one value": (lambda: nifti(np.full((64, 64, 12), 7, np.int16)), "constant or empty"),
     "one slice": (lambda: nifti(NOISE[..., :1]), "at least 5 slices"),
     "a series of volumes": (lambda: nifti(np.stack([NOISE] * 3, -1)), "4 dimensions"),
     "slices of 10000 x 10000": (lambda: absurd((10000, 10000, 12)), "10000 x 10000 x 12 voxels"),
