@@ -126,15 +126,8 @@ class TISSNetInferTask(InferTask):
             check_header(file, f"{modality} of {case!r}")
             notes += modality_notes(file, modality, self.bundle.t2_likeness)
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
-            found = self.bundle.segment(
-                files,
-                Path(folder),
-                case=case,
-                threshold=options.threshold,
-                overlap=options.overlap,
-                flips=options.flips,
-                device=options.device,
-            )
+            asked = options.model_dump(include={"threshold", "overlap", "flips", "device"})
+            found = self.bundle.segment(files, Path(folder), case=case, **asked)
             mask = _temporary(options.result_extension)
             if options.result_extension == ".nrrd":
                 write_itk(found.mask.astype(dtype), str(mask), found.affine, dtype, options.result_compress)

@@ -126,12 +126,10 @@ class TISSNetTrainTask(TrainTask):
             lock.release()
 
     def _train(self, own: Path, options: Options, datastore: Datastore) -> dict[str, Any]:
-        from scripts.weights import find_localizer  # of the bundle
-
         bundle = self.bundle
         bundle.refresh()
         parent = {"version": versions.served_number(own.parent, bundle.name), "sha256": bundle.sha256}
-        start = bundle.weights
+        start, localizer = bundle.weights, bundle.localizer
         cases, left_out = collect(datastore, bundle)
         for name, reason in left_out.items():
             logger.warning("left out: %s: %s", name, reason)
@@ -151,7 +149,6 @@ class TISSNetTrainTask(TrainTask):
             before = _measure(self._fixed(start), *validation, "served")
             environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
-            localizer = Path(beside) if (beside := find_localizer(str(start))) else None
             candidate = self._candidate(run, localizer)
             after = _measure(candidate, *validation, "new")
             record: dict[str, Any] = {
@@ -253,8 +250,7 @@ def _measure(
                 [Path(file) for file in entry["image"]],
                 Path(folder),
                 case=case.case,
-                threshold=bundle.defaults["threshold"],
-                overlap=bundle.defaults["overlap"],
+                **bundle.defaults,
                 flips=False,
                 device=device,
             )

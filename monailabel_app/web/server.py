@@ -153,15 +153,16 @@ class Viewer(StaticFiles):
 
 def sweep_sessions(sessions: Sessions | None) -> None:
     """Removes half-written sessions of a killed server: MONAI Label's own clean-up fails at the first one."""
-    folder = Path(sessions.store_path) if sessions is not None else Path("/nowhere")
-    for path in folder.iterdir() if folder.is_dir() else ():
+    if sessions is None or not os.path.isdir(sessions.store_path):
+        return
+    for path in Path(sessions.store_path).iterdir():
         try:
             uuid.UUID(path.name)
-            whole = sessions.get_session(path.name, update_ts=False) is not None  # type: ignore[union-attr]
+            whole = sessions.get_session(path.name, update_ts=False) is not None
         except ValueError:  # a folder that is no session, or a description that is no JSON
             whole = False
         if not whole and path.is_dir():
-            sessions.remove_session(path.name)  # type: ignore[union-attr]
+            sessions.remove_session(path.name)
 
 
 def create_app(limits: Limits | None = None) -> FastAPI:
