@@ -384,10 +384,12 @@ def test_fine_tuned_weights_of_an_older_release_are_not_served(make_bundle, tmp_
     assert any("fine-tuned version 1 was promoted, and is not used" in note and "0.1.0" in note for note in notes)
 
 
-def test_demonstration_weights_say_so(bundle_root):
+def test_demonstration_weights_say_so_and_have_their_localizer(bundle_root, make_bundle):
     task = TISSNetInferTask(ServedBundle("tissnet_vs", bundle_root))
     assert task.bundle.demonstration
     assert DEMONSTRATION in task.info()["description"]
+    assert task.bundle.localizer == bundle_root / "models" / "localizer" / "localizer.pt"
+    assert make_bundle().localizer is None
 
 
 # --- Which files make a case

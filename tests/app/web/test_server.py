@@ -253,9 +253,9 @@ def facts(info: str) -> dict[str, Any]:
     return {"params": ONE, "data": {"info": info}}
 
 
-def a_label(name: str, content: bytes) -> dict[str, Any]:
+def a_label(name: str = "scan.nii.gz", content: bytes | None = None, **params: str) -> dict[str, Any]:
     """A request to keep a label of an image."""
-    return {"params": FINAL, "files": upload(name, content, "label")}
+    return {"params": FINAL | params, "files": upload(name, content, "label")}
 
 
 def header_only(shape: tuple[int, ...]) -> bytes:
@@ -372,12 +372,9 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("facts that give the reason", "PUT", "/datastore/image/info", facts('{"reason": "x"}'), 422),
     ("facts that name another label", "PUT", "/datastore/image/info", facts('{"label_id": "x"}'), 422),
     ("an unknown view", "GET", "/datastore/", {"params": {"output": "secrets"}}, 422),
-    ("a label outside", "PUT", "/datastore/label",
-     {"params": {"image": IMAGE, "tag": "../../x"}, "files": upload(field="label")}, 422),
-    ("a label at a path", "PUT", "/datastore/label",
-     {"params": {"image": IMAGE, "tag": "/tmp"}, "files": upload(field="label")}, 422),
-    ("a label of no image", "PUT", "/datastore/label",
-     {"params": {"image": "nobody", "tag": "final"}, "files": upload(field="label")}, 404),
+    ("a label outside", "PUT", "/datastore/label", a_label(tag="../../x"), 422),
+    ("a label at a path", "PUT", "/datastore/label", a_label(tag="/tmp"), 422),
+    ("a label of no image", "PUT", "/datastore/label", a_label(image="nobody"), 404),
     ("a label that is noise", "PUT", "/datastore/label", a_label("l.nrrd", b"noise"), 422),
     ("a label of another file", "PUT", "/datastore/label", a_label("l.nrrd", DETACHED), 422),
     ("a label of another scan", "PUT", "/datastore/label", a_label("l.nii.gz", header_only((4, 4, 4))), 422),
