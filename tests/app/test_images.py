@@ -44,6 +44,7 @@ def test_a_plain_scan_passes(tmp_path):
         ((64, 64), (0.5, 0.5, 1.0), "2 dimensions"),
         ((64, 64, 20), (0.01, 0.5, 2.0), "0.01 x 0.5 x 2 mm"),
         ((64, 64, 20), (0.5, 0.5, 40.0), "header is wrong"),
+        ((64, 64, 20), (14.0, 14.0, 2.0), "a scan of a head"),
         ((20, 20, 20), (0.2, 0.2, 0.2), "a scan of a head"),
     ],
 )
