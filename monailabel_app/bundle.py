@@ -199,10 +199,12 @@ class ServedBundle:
             parser = self._parser(checkpoint_path=str(weights), device="cpu")
             network = load_weights(parser.get_parsed_content("network"), path=weights)
             inferer = parser.get_parsed_content("inferer")
+            localizer = parser.get_parsed_content("localizer_path")
             task = TASKS[parser["task"]]
             self.network_outputs, self.t2_likeness = tissnet, t2_likeness
             self.network, self.inferer = network.eval(), inferer
             self.weights, self.sha256 = weights, versions.sha256(weights)
+            self.localizer = Path(localizer) if localizer else None  # the one that belongs to these weights
             released = weights == self.released_weights
             self.version = self.released_version + ("" if released else f", fine-tuned {weights.parent.name}")
             self.task: str = parser["task"]
