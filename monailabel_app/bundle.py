@@ -70,7 +70,7 @@ class Segmentation:
     `middle_mm` is the head's middle between left and right, x in RAS millimeters, None if not both are seen.
     `confidence` is the mean probability inside the mask, of an empty one that of the background where it is lowest; not
     calibrated. `disagreement` is 1 - Dice of y_f and y_r, small parts included, 0 where both are empty;
-    `error_mass_mm3` the integral of the error map; both are 0 for a network without one. `version` and `sha256`
+    `error_mass_mm3` the integral of the error map; both are None for a network without one. `version` and `sha256`
     are those of the weights that computed it. `files` holds the saved volumes by name, those that there are: pred
     (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
     """
@@ -80,8 +80,8 @@ class Segmentation:
     middle_mm: float | None
     files: dict[str, Path]
     confidence: float
-    disagreement: float
-    error_mass_mm3: float
+    disagreement: float | None
+    error_mass_mm3: float | None
     device: str
     seconds: float
     version: str
@@ -286,12 +286,12 @@ class ServedBundle:
             version, digest = self.version, self.sha256
         y_f = outputs["pred"]
         inside = y_f >= threshold
-        disagreement = error_mass_mm3 = 0.0
+        disagreement = error_mass_mm3 = None
         if "error" in outputs:
-            error_mass_mm3 = float(outputs["error"].sum()) * voxel_mm3
-            if "coarse" in outputs:
-                refined = self.network_outputs.refine(outputs["coarse"], outputs["error"])
-                disagreement = _disagreement(inside, refined >= threshold)
+            error_mass_mm3 = round(float(outputs["error"].sum()) * voxel_mm3, 1)
+        if {"coarse", "error"} <= set(outputs):
+            refined = self.network_outputs.refine(outputs["coarse"], outputs["error"])
+            disagreement = round(_disagreement(inside, refined >= threshold), 4)
         mask = np.asarray(output["pred"][0].cpu()) > 0
         return Segmentation(
             mask=mask,

@@ -133,10 +133,9 @@ class TISSNetInferTask(InferTask):
                 write_itk(found.mask.astype(dtype), str(mask), found.affine, dtype, options.result_compress)
             else:
                 write_nifti(mask, found.mask.astype(dtype), like=found.files["pred"])  # the scan's own header
-            extra = {}
-            for name in ("synthetic", "error"):
-                extra[name] = _temporary(".nii.gz")
-                shutil.move(found.files[name], extra[name])
+            extra = {name: _temporary(".nii.gz") for name in found.files if name != "pred"}
+            for name, file in extra.items():
+                shutil.move(found.files[name], file)
         return Answer(mask, extra, self._params(found, notes))
 
     def _options(self, request: Mapping[str, Any]) -> Options:
@@ -156,8 +155,8 @@ class TISSNetInferTask(InferTask):
         return numbers | {
             "label_names": bundle.labels,
             "confidence": round(found.confidence, 3),
-            "disagreement": round(found.disagreement, 4),
-            "error_mass_mm3": round(found.error_mass_mm3, 1),
+            "disagreement": found.disagreement,
+            "error_mass_mm3": found.error_mass_mm3,
             "seconds": round(found.seconds, 2),
             "latencies": {"total": round(found.seconds, 2)},
             "device": found.device,

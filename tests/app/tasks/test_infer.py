@@ -245,6 +245,15 @@ def test_a_gpu_that_is_not_there_is_the_processor_and_the_reply_says_so(task, sc
     assert task.answer([scan], {"device": "cuda"}, case="x").params["device"] == "cpu"
 
 
+def test_a_method_of_two_outputs_is_served(make_bundle, tmp_path):
+    """As pix2pix: a mask and a synthetic image, no coarse mask and no error map, of which nothing is claimed."""
+    two = "network_def: {_target_: made.pix2pix.Pix2Pix, in_channels: 1, features: [2, 2, 2, 2, 2]}\n"
+    nib.save(make_scan("RAS"), tmp_path / "a_T2.nii.gz")
+    answer = TISSNetInferTask(make_bundle(TINY + two)).answer([tmp_path / "a_T2.nii.gz"], {}, case="a")
+    assert answer.mask.is_file() and set(answer.extra) == {"synthetic"}
+    assert answer.params["disagreement"] is None and answer.params["error_mass_mm3"] is None
+
+
 def test_flips_and_overlap_reach_the_inferer(make_bundle, scan):
     bundle = make_bundle(TINY + "pixdim: [0.9, 0.9, 2.5]\nengine: torch\n")
     task = TISSNetInferTask(bundle)
