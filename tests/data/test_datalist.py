@@ -11,13 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.datalist import (
-    GRID_TOLERANCE_MM,
-    TASKS,
-    datalist_entry,
-    load_datalist,
-    write_datalist,
-)
+from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS, datalist_entry, load_datalist, write_datalist
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 

@@ -288,14 +288,7 @@ def _cases() -> list[Refused]:
             structures={},
         ),
         in_vs("structure", "only a cochlea", "'Cochlea'", "a name with one of tv", structures=tumor(name="Cochlea")),
-        in_vs(
-            "structure",
-            "another name asked for",
-            "'TV'",
-            "a name with one of gtv_old",
-            "--structure",
-            "gtv_old",
-        ),
+        in_vs("structure", "another name asked for", "'TV'", "a name with one of gtv_old", "--structure", "gtv_old"),
         in_vs(
             "structure",
             "two versions of one tumor",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, Volume
+from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance
 from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
@@ -153,11 +152,7 @@ def prepared_name(case: str, name: str) -> str:
 
 
 def grid_problems(volumes: Mapping[str, Volume]) -> list[CaseError]:
-    """Open every volume of a case and compare its grid with that of the first.
-
-    Args:
-        volumes: name to volume; nothing but headers is read.
-    """
+    """Open every volume of a case and compare its grid with that of the first; nothing but headers is read."""
     problems: list[CaseError] = []
     reference: tuple[str, tuple[int, ...], NDArray[np.float64]] | None = None
     for name, volume in volumes.items():
@@ -301,12 +296,6 @@ def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         "image": [str(folder / file) for file in entry["image"]],
         **{key: str(folder / entry[key]) for key in ("target", "label") if key in entry},
     }
-
-
-def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the same corner voxel under two affines."""
-    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=np.float64)
-    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
 def _refuse(path: Path, problems: Sequence[CaseError]) -> None:

@@ -133,14 +133,11 @@ def prepare_phantoms(
     """Write phantoms, numbered through all sections; the same arguments give the same files.
 
     Args:
-        output: folder to write; must not hold a datalist yet.
-        task: a key of `TASKS`.
         counts: section to number of cases.
-        seed: decides all phantoms.
         size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
         workers: processes; a phantom of real size takes about 1 GB in each.
-        overwrite, draw: as in `prepare_source`.
+        output, overwrite, draw: as in `prepare_source`.
 
     Returns:
         Number of cases per section, and under "excluded" of those left out.
@@ -159,8 +156,6 @@ def prepare_phantoms(
     if (kind, size) not in SIZES:
         sizes = ", ".join(name for of, name in SIZES if of == kind)
         raise ValueError(f"--size is {size!r}, expected one of {sizes} for {task}")
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}, expected 1 or more")
     _start_output(output, overwrite)
     order = [section for section in SECTIONS for _ in range(counts[section])]
     # Without a tumor are the numbers at which the expected count passes a whole number.

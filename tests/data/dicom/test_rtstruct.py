@@ -10,16 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made.contours import (
-    HOLE,
-    UNIT,
-    ball_contours,
-    grid_affine,
-    squares,
-    to_lps,
-    write_contours_json,
-    write_rtstruct,
-)
+from made.contours import HOLE, UNIT, ball_contours, grid_affine, squares, to_lps, write_contours_json, write_rtstruct
 from pydicom import Dataset, dcmread
 from scipy.spatial.transform import Rotation
 

@@ -9,16 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from made.dicom import (
-    LPS_FROM_RAS,
-    SMALL,
-    make_affine,
-    make_voxels,
-    save,
-    write_enhanced,
-    write_series,
-    write_small,
-)
+from made.dicom import LPS_FROM_RAS, SMALL, make_affine, make_voxels, save, write_enhanced, write_series, write_small
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 

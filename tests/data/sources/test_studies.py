@@ -45,7 +45,7 @@ def find(root, modalities=BOTH, patterns=VS_SEG_SERIES):
 
 def chosen(case):
     """Modality to the description of the series that was taken for it."""
-    return {name: series.description for name, series in case.series.items()}
+    return {name: series.header.description for name, series in case.series.items()}
 
 
 # --- find_studies
@@ -82,7 +82,7 @@ def test_studies_of_a_patient_are_numbered_by_date(tmp_path):
         ("VS-SEG-001_1", "VS-SEG-001"),
         ("VS-SEG-001_2", "VS-SEG-001"),
     ]
-    assert [case.series["T2"].study_date for case in cases] == ["20120101", "20140101"]
+    assert [case.series["T2"].header.study_date for case in cases] == ["20120101", "20140101"]
 
 
 def test_a_study_that_lacks_a_series_does_not_borrow_it_from_a_complete_one(tmp_path):
@@ -155,7 +155,8 @@ def test_the_folder_speaks_for_a_series_without_description(tmp_path):
     t2 = write(tmp_path, "T2_ci3d", SeriesDescription=None, series_uid=make_uid("t2"))
     (case,), problems = find(tmp_path)
     assert problems == []
-    assert {name: series.uid for name, series in case.series.items()} == {"T2": t2.series_uid, "ceT1": t1.series_uid}
+    assert case.series["T2"].header.series_uid == t2.series_uid
+    assert case.series["ceT1"].header.series_uid == t1.series_uid
 
 
 def test_patterns_are_searched_anywhere_and_in_any_case(tmp_path):
@@ -255,13 +256,7 @@ def test_file_name(identity, name):
 
 @pytest.mark.parametrize(
     ("patient", "cohort"),
-    [
-        ("VS-SEG-001", "VS-SEG"),
-        ("VS-SEG-1234", "VS-SEG"),
-        ("VS-SEG-", "DICOM"),
-        ("aVS-SEG-1", "DICOM"),
-        ("", "DICOM"),
-    ],
+    [("VS-SEG-001", "VS-SEG"), ("VS-SEG-1234", "VS-SEG"), ("VS-SEG-", "DICOM"), ("aVS-SEG-1", "DICOM"), ("", "DICOM")],
 )
 def test_vs_seg_cohort(patient, cohort):
     assert vs_seg_cohort(patient) == cohort

@@ -312,10 +312,7 @@ def _covered_slices(
 
 
 def _section(
-    stack: Sequence[_Plane],
-    height: float,
-    rasterize: Callable[[_Plane], NDArray[np.bool_]],
-    pixel: NDArray[np.float64],
+    stack: Sequence[_Plane], height: float, rasterize: Callable[[_Plane], NDArray[np.bool_]], pixel: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Section of a stack of contours at a height in mm: a plane's own, or between its two neighbors."""
     heights = [plane.height for plane in stack]

@@ -105,7 +105,7 @@ def study_jobs(
         )
         for case in (cases if drawn is None else drawn(cases, folders))
     ]
-    nameless = sum(series.patient == UNKNOWN for series in headers.series)
+    nameless = sum(series.header.patient == UNKNOWN for series in headers.series)
     note = f"{nameless} series have neither PatientID nor PatientName and count as one patient"
     return Found(jobs, problems, notes=[note] if nameless else [])
 
@@ -129,7 +129,7 @@ def find_studies(
     """
     patients: dict[str, list[Series]] = {}
     for series in headers.series:
-        patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
+        patients.setdefault(series.header.patient, []).extend([series] if series.header.modality == "MR" else [])
     cases, problems = [], []
     used: set[str] = set()
     told: set[Path] = set()
@@ -138,7 +138,7 @@ def find_studies(
         if patient in KNOWN_INCOMPLETE:
             problems.append(CaseError("known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient", case=name))
             continue
-        studies = {series.study_uid for series in own}
+        studies = {series.header.study_uid for series in own}
         sets = tuple(s.path for s in headers.structure_sets if s.patient == patient or s.study_uid in studies)
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
@@ -177,7 +177,7 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     sets, unreadable = _structure_sets(case, facts)
     errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
     refuse(errors)
-    frames = {series.frame_of_reference for series in case.series.values()}
+    frames = {series.header.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
     together = bring_together(case.series, facts, transforms=case.transforms)
@@ -235,8 +235,8 @@ def _series_of_studies(
 ) -> Iterable[tuple[dict[str, Series], list[CaseError]]]:
     """Series and errors of each study; all studies together where no study has all modalities by itself."""
     studies: dict[str, list[Series]] = {}
-    for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
-        studies.setdefault(series.study_uid, []).append(series)
+    for series in sorted(all_series, key=lambda s: (s.header.study_date, s.header.study_uid, s.header.series_uid)):
+        studies.setdefault(series.header.study_uid, []).append(series)
     chosen = [_choose(series, modalities, patterns) for series in studies.values()]
     if any(not errors for _, errors in chosen) or len(studies) < 2:
         return chosen or [_choose(all_series, modalities, patterns)]
@@ -246,7 +246,7 @@ def _series_of_studies(
 
 def _far_apart(series: Mapping[str, Series]) -> list[CaseError]:
     """Whether series of different studies are of different times: a tumor grows."""
-    dates = {name: _date(one.study_date) for name, one in series.items()}
+    dates = {name: _date(one.header.study_date) for name, one in series.items()}
     known = [date for date in dates.values() if date is not None]
     shown = ", ".join(f"{name} of {date or 'an unknown date'}" for name, date in dates.items())
     if len(known) == len(dates) and (max(known) - min(known)).days <= MOST_DAYS:
@@ -282,7 +282,7 @@ def _choose(
 
 def _label(series: Series) -> str:
     """What a series is called: its description, the name of its folder where it has none."""
-    return series.description or series.files()[0].parent.name
+    return series.header.description or series.files()[0].parent.name
 
 
 def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[CaseError]]:
@@ -296,7 +296,7 @@ def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], 
             errors.append(error)
     sets.sort(key=lambda drawn: drawn.date, reverse=True)
     for name, series in case.series.items():
-        own = [drawn.path.name for drawn in sets if series.uid in drawn.images]
+        own = [drawn.path.name for drawn in sets if series.header.series_uid in drawn.images]
         if len(own) > 1:
             facts.warnings.append(f"{len(own)} structure sets of {name}, the newest is taken first: {', '.join(own)}")
     facts.warnings += [f"{drawn.path.name}: {note}" for drawn in sets for note in drawn.notes]
@@ -308,7 +308,7 @@ def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[CaseError
 
     Where it lists none of those that are there, images were renamed after it was drawn, and nothing can be said.
     """
-    listed = frozenset().union(*(drawn.images.get(series.uid, frozenset()) for drawn in sets))
+    listed = frozenset().union(*(drawn.images.get(series.header.series_uid, frozenset()) for drawn in sets))
     lost = len(listed - series.sop_uids())
     if not lost or lost == len(listed):
         return []
@@ -364,12 +364,12 @@ def _drawings(
     """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
     for modality, series in case.series.items():
         for drawn in sets:
-            if series.uid not in drawn.images:
+            if series.header.series_uid not in drawn.images:
                 continue
             try:
-                frame = drawn.frames.get(series.uid, "")
-                if frame not in ("", series.frame_of_reference):
-                    found = f"{frame}, the {modality} series has {series.frame_of_reference}"
+                frame = drawn.frames.get(series.header.series_uid, "")
+                if frame not in ("", series.header.frame_of_reference):
+                    found = f"{frame}, the {modality} series has {series.header.frame_of_reference}"
                     raise CaseError("frame of reference", found, "the same one in structure set and series")
                 yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
             except CaseError as error:
