@@ -172,18 +172,6 @@ def test_structure_sets_of_renamed_images_are_no_loss(tmp_path):
     assert prepared("vs_seg", tmp_path) == (0, [])
 
 
-def test_our_own_mistake_costs_one_case(tmp_path, monkeypatch):
-    def fail(*_):
-        raise ZeroDivisionError("two\nlines")
-
-    (tmp_path / "in").mkdir()
-    t2_series(tmp_path / "in")
-    monkeypatch.setattr("scripts.data.sources.studies.write_study", fail)
-    status, rows = prepared("dicom", tmp_path)
-    assert status == 1
-    assert [(row["check"], row["found"]) for row in rows] == [("unexpected error", "ZeroDivisionError: two lines")]
-
-
 @pytest.mark.parametrize("strict", [False, True])
 def test_strict(tmp_path, caplog, strict):
     """Of two patients one is left out: the datalist is there in any case, the exit status differs."""

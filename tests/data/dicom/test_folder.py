@@ -9,17 +9,10 @@ from pathlib import Path
 import pydicom
 import pytest
 from made.dicom import SMALL, make_uid, make_voxels, save, write_small
+from made.outcomes import one_series
 from pydicom.dataset import Dataset
 
 from scripts.data.dicom.folder import scan
-from scripts.data.dicom.series import Series
-
-
-def one_series(folder: Path) -> Series:
-    found = scan(folder)
-    assert not found.unreadable
-    (series,) = found.series
-    return series
 
 
 @pytest.mark.parametrize("implicit", [True, False])

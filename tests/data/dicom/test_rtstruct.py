@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made.contours import HOLE, UNIT, ball_contours, grid_affine, squares, to_lps, write_contours_json, write_rtstruct
+from made.outcomes import error_of
 from pydicom import Dataset, dcmread
 from scipy.spatial.transform import Rotation
 
@@ -20,13 +21,6 @@ from scripts.data.volume import CaseError
 
 TURNED = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
 OBLIQUE = grid_affine(origin=(10, -20, 30), rotation=TURNED)
-
-
-def error_of(call: Callable[[], object]) -> CaseError:
-    """The CaseError that a call raises."""
-    with pytest.raises(CaseError) as info:
-        call()
-    return info.value
 
 
 # Which structure
