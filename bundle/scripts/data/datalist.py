@@ -198,16 +198,12 @@ def mask_problem(voxels: NDArray) -> CaseError | None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such datalist, expected the datalist.json that scripts.prepare writes")
-    problem = None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        wrong = None if isinstance(content, dict) else (f"a {type(content).__name__}", "an object with sections")
     except ValueError as error:
-        problem = CaseError("malformed JSON", str(error), "the JSON that scripts.prepare writes", case="datalist")
-    else:
-        if not isinstance(content, dict):
-            found = f"a {type(content).__name__}"
-            problem = CaseError("malformed JSON", found, "an object with sections", case="datalist")
-    _refuse(path, [] if problem is None else [problem])
+        wrong = str(error), "the JSON that scripts.prepare writes"
+    _refuse(path, [] if wrong is None else [CaseError("malformed JSON", *wrong, case="datalist")])
     return content
 
 

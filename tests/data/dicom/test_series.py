@@ -10,7 +10,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from made.dicom import LPS_FROM_RAS, SMALL, make_affine, make_voxels, save, write_enhanced, write_series, write_small
-from made.outcomes import one_series
+from made.outcomes import error_of, one_series
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
@@ -158,23 +158,19 @@ def test_run_length_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "message"),
+    "change",
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "unreadable file", "000003.dcm"),
-        (lambda path: path.unlink(), "unreadable file", "000003.dcm: "),
-        (lambda path: path.write_bytes(b"text"), "unreadable file", "000003.dcm: "),
+        lambda path: path.write_bytes(path.read_bytes()[:-50]),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"text"),
     ],
 )
-def test_slice_damaged_after_the_scan(
-    tmp_path: Path, change: Callable[[Path], object], check: str, message: str
-) -> None:
+def test_slice_damaged_after_the_scan(tmp_path: Path, change: Callable[[Path], object]) -> None:
     made = write_small(tmp_path)
     series = one_series(tmp_path)
     change(made.paths[2])
-    with pytest.raises(CaseError, match=message) as raised:
-        series.voxels()
-    assert raised.value.check == check
-    assert "\n" not in str(raised.value)
+    error = error_of(series.voxels)
+    assert error.check == "unreadable file" and error.found.startswith("000003.dcm: ")
 
 
 def test_sizes_that_the_file_cannot_hold(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 What the jobs write is tested where it is written: `test_conversion.py`, `test_studies.py`, `test_prepare.py`.
 """
 
+import json
 import pickle
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from made.contours import SQUARE, polygon_contour, write_contours_json, write_rt
 from made.dicom import make_affine, make_uid, write_small
 
 from scripts.data.case import Facts
-from scripts.data.datalist import TASKS
+from scripts.data.datalist import MODALITIES, TASKS
 from scripts.data.sources.table import SOURCES, Options, case_names, find_cases
 
 AFFINE = np.diag([0.5, 0.5, 1.5, 1.0])
@@ -105,12 +106,14 @@ def test_a_job_after_its_journey_to_a_worker_writes_the_case(tmp_path, source):
         there = pickle.loads(pickle.dumps(job))
         assert (there.case, there.files, there.options) == (job.case, job.files, job.options)
         assert (there.write.func, there.write.args) == (job.write.func, job.write.args)
+        assert json.loads(json.dumps(job.options))["task"] == MADE[source][0]
     if source != "vs_seg":  # It registers, which needs heads: see `test_studies.py`.
         (tmp_path / "out").mkdir()
         there = pickle.loads(pickle.dumps(found.jobs[0]))
         assert isinstance(there.write(tmp_path / "out"), Facts)
-        names = case_names(source, MADE[source][0])
+        names = [role for role in MADE[source][3] if role in (*MODALITIES, "label")]
         assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{there.case}_{n}.nii.gz" for n in names}
+        assert case_names(source, MADE[source][0]) == tuple(names)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -86,25 +86,17 @@ def study_jobs(
     """Cases of DICOM folders as jobs.
 
     Args:
-        folders: as downloaded.
+        folders, options: as in `find_cases` of `table.py`.
         modalities, patterns: as in `find_studies`.
-        options: workers, structure and task are used.
         drawn: adds what describes the tumor beside its RTSTRUCT; a mask is needed then.
     """
     headers = scan(*folders, workers=options.workers)
     cases, problems = find_studies(headers, modalities, patterns)
     said = {"task": options.task, "structure": options.structure, "modalities": list(modalities)}
-    jobs = [
-        Job(
-            case.case,
-            case.patient,
-            case.cohort,
-            case.files(),
-            said,
-            partial(write_study, case, options.structure, drawn is not None),
-        )
-        for case in (cases if drawn is None else drawn(cases, folders))
-    ]
+    jobs = []
+    for case in cases if drawn is None else drawn(cases, folders):
+        write = partial(write_study, case, options.structure, drawn is not None)
+        jobs.append(Job(case.case, case.patient, case.cohort, case.files(), said, write))
     nameless = sum(series.header.patient == UNKNOWN for series in headers.series)
     note = f"{nameless} series have neither PatientID nor PatientName and count as one patient"
     return Found(jobs, problems, notes=[note] if nameless else [])
@@ -164,19 +156,17 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     set before contours.json.
 
     Args:
-        case: what belongs to it.
         structure: names or patterns of the tumor's structure; None for the usual ones.
         with_label: whether a mask is needed.
         folder: an empty folder.
 
     Raises:
-        CaseError: a series that has lost images; no contours that can be used.
-        CaseError: a series that cannot be read, or a registration that does not hold.
+        CaseError: a series that has lost images or cannot be read, no contours that can be used, or a registration
+            that does not hold.
     """
     facts = Facts()
     sets, unreadable = _structure_sets(case, facts)
-    errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
-    refuse(errors)
+    refuse([error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)])
     frames = {series.header.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
@@ -326,10 +316,8 @@ def _tumor(
     """Mask of the tumor on the common grid, from the first drawing that can be used; other drawings are compared.
 
     Args:
-        case: what belongs to it.
         drawings: from `_drawings`, which adds to `errors` as it goes.
         errors: what was wrong with drawings so far.
-        together: the images on the common grid.
         facts: is told what was used.
     """
     taken: NDArray[np.uint8] | None = None
