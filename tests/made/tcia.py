@@ -87,9 +87,10 @@ def write_patient(
     transform.SetParameters((*move[3:], *move[:3]))
     t1_affine = affine.copy()
     t1_affine[:3, 3] += (0.1, -0.15, 0.4)
-    moved = [displaced(voxels.astype(np.float32), affine, transform, t1_affine) for voxels in (cet1, label)]
-    images = {"T2": t2, "ceT1": np.rint(moved[0]).astype(np.int16)}
-    masks = {"T2": label, "ceT1": (moved[1] >= 0.5).astype(np.uint8)}
+    moved = (displaced(voxels.astype(np.float32), affine, transform, t1_affine) for voxels in (cet1, label * 1000))
+    image, inside = (np.rint(voxels).astype(np.int16) for voxels in moved)
+    images = {"T2": t2, "ceT1": image}
+    masks = {"T2": label, "ceT1": (inside >= 500).astype(np.uint8)}
     affines = {"T2": affine, "ceT1": t1_affine}
     study = make_uid(f"{patient} study")
     folder = root / "manifest-1614264588831" / "Vestibular-Schwannoma-SEG" / patient

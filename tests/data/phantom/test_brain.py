@@ -1,6 +1,6 @@
 """Tests of scripts.data.phantom.brain: the painted brain and its glioma, and what the sequences then show of it.
 
-Grids, seeds, noise and cost are test_phantom.py's; whether it looks like patients is asked by benchmarks/phantoms.py.
+Grids, seeds and cost are test_make.py's; whether it looks like patients is asked by benchmarks/phantoms.py.
 """
 
 from __future__ import annotations
