@@ -233,7 +233,8 @@ def bring_together(
             continue
         alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
         image, covered = resample(moving, moving_affine, shape, affine, alignment, fill=_air(moving))
-        together.images[name] = _as_stored(image, moving.dtype)
+        # In the type that the image had, which holds the result: interpolation does not overshoot.
+        together.images[name] = np.rint(image).astype(moving.dtype) if moving.dtype.kind in "iu" else image
         together.alignments[name] = alignment
         together.covered[name] = covered
         facts.shown.update(_alignment_facts(name, alignment, covered))
@@ -258,11 +259,6 @@ def _air(voxels: NDArray) -> float:
         return 0.0
     air = voxels[~checks.foreground(voxels, sampled=True) & (voxels != 0)]
     return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
-
-
-def _as_stored(image: NDArray, dtype: np.dtype) -> NDArray:
-    """Interpolated intensities in the type of the image before, which holds them: interpolation does not overshoot."""
-    return np.rint(image).astype(dtype) if dtype.kind in "iu" else image.astype(np.float32)
 
 
 def _alignment_facts(name: str, alignment: Alignment, covered: NDArray[np.bool_]) -> dict[str, str]:

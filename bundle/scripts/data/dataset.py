@@ -160,25 +160,19 @@ def prepare_phantoms(
     order = [section for section in SECTIONS for _ in range(counts[section])]
     # Without a tumor are the numbers at which the expected count passes a whole number.
     tumors = [int((i + 1) * without_tumor) == int(i * without_tumor) for i in range(len(order))]
-    jobs = [
-        _phantom_job(index, task, seed * 100_000 + index, tumor, *SIZES[(kind, size)])
-        for index, tumor in enumerate(tumors)
-    ]
+    shape, spacing = SIZES[(kind, size)]
+    jobs = []
+    for index, tumor in enumerate(tumors):
+        case, own = f"phantom_{task}_{index:04d}", seed * 100_000 + index
+        said = {"seed": own, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
+        write = partial(_write_phantom, case, task, own, tumor, shape, spacing)
+        jobs.append(Job(case, case, "phantom", {}, said, write))
     names = case_names("phantom", task)
     outcomes = run_jobs(jobs, output, names, title="phantom", workers=workers, keep_empty=True, draw=draw)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     sections = {job.case: section for job, section in zip(jobs, order, strict=True)}
     usable = [outcome for outcome in outcomes if not outcome.problems]
     return _finish(output, "phantom", task, _by_section(usable, sections), problems)
-
-
-def _phantom_job(
-    index: int, task: str, seed: int, tumor: bool, shape: tuple[int, ...], spacing: tuple[float, ...]
-) -> Job:
-    case = f"phantom_{task}_{index:04d}"
-    options = {"seed": seed, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
-    write = partial(_write_phantom, case, task, seed, tumor, shape, spacing)
-    return Job(case, case, "phantom", {}, options, write)
 
 
 def _write_phantom(

@@ -68,7 +68,10 @@ def stratified_split(
     for patient in new:
         cohorts.setdefault(patients[patient][0], []).append(patient)
     totals = _totals(len(patients), fractions)
-    missing = _missing(totals, Counter(sections.values()), len(new))
+    held = Counter(sections.values())
+    missing = {name: max(totals[name] - held[name], 0) for name in SECTIONS}
+    if sum(missing.values()) != len(new):  # Some sections hold more than their total already.
+        missing = _apportion(len(new), missing)
     rng = np.random.default_rng(seed)
     block = round(1 / min(fraction for fraction in fractions if fraction > 0))
     shares = _shares({cohort: len(members) for cohort, members in cohorts.items()}, missing, rng)
@@ -179,12 +182,6 @@ def _apportion(count: int, weights: Mapping[str, float]) -> dict[str, int]:
     for name in order[: count - sum(numbers.values())]:
         numbers[name] += 1
     return numbers
-
-
-def _missing(totals: Mapping[str, int], held: Mapping[str, int], new: int) -> dict[str, int]:
-    """How many of the new patients each section gets, where some sections may hold more than their total already."""
-    missing = {name: max(totals[name] - held.get(name, 0), 0) for name in SECTIONS}
-    return missing if sum(missing.values()) == new else _apportion(new, missing)
 
 
 def _shares(sizes: Mapping[str, int], totals: Mapping[str, int], rng: np.random.Generator) -> dict[str, dict[str, int]]:

@@ -18,7 +18,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from scripts.data.registration.register import (
-    Scan,
     matrix_of,
     moved,
     register,
@@ -156,7 +155,11 @@ def align(
     if information[best] < LEAST_INFORMATION:
         found = f"the two images share {information[best]:.3f} nats of information ({best})"
         raise CaseError("registration", found, f"at least {LEAST_INFORMATION} nats")
-    return _alignment(scans[0], *candidates[best], information, residual)
+    transform, method = candidates[best]
+    matrix, center = matrix_of(transform), scans[0].center
+    shift = float(np.linalg.norm(moved(center[None], matrix)[0] - center))
+    turn = math.degrees(math.acos(float(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
+    return Alignment(transform, method, information, residual, shift, turn)
 
 
 def resample(
@@ -184,15 +187,6 @@ def resample(
     filter_.SetInterpolator(sitk.sitkLinear)
     filter_.SetOutputPixelType(sitk.sitkFloat32)
     return _array(filter_.Execute(to_sitk(moving, moving_affine))), _array(covered).astype(bool)
-
-
-def _alignment(
-    fixed: Scan, transform: sitk.Transform, method: Method, information: dict[str, float], residual: float | None
-) -> Alignment:
-    matrix = matrix_of(transform)
-    shift = float(np.linalg.norm(moved(fixed.center[None], matrix)[0] - fixed.center))
-    turn = math.degrees(math.acos(float(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
-    return Alignment(transform, method, information, residual, shift, turn)
 
 
 def _affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:

@@ -137,7 +137,8 @@ def find_studies(
             case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
             damaged = {} if errors else _damaged_files(chosen, headers)
             told |= damaged.keys()
-            errors = errors or list(damaged.values()) or _header_problems(chosen)
+            errors = errors or list(damaged.values())
+            errors = errors or [error.of(modality) for modality, one in chosen.items() for error in one.problems()]
             problems += [error.at(case) for error in errors]
             if not errors:
                 cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
@@ -213,11 +214,6 @@ def _damaged_files(series: Mapping[str, Series], headers: Scan) -> dict[Path, Ca
                 found = f"{name}: {path.name}: {message}"
                 errors[path] = CaseError("unreadable file", found, "a complete download")
     return errors
-
-
-def _header_problems(series: Mapping[str, Series]) -> list[CaseError]:
-    """What is wrong with the geometry of the chosen series, from headers alone."""
-    return [error.of(name) for name, one in series.items() for error in one.problems()]
 
 
 def _series_of_studies(
