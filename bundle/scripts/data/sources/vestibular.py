@@ -33,7 +33,7 @@ def find(folders: Sequence[Path], options: Options) -> Found:
     """
     converted = [find_vs_converted(folder) for folder in folders]
     if any(cases or problems for cases, problems in converted):
-        if any(series.modality == "MR" for series in scan(*folders, workers=options.workers).series):
+        if any(series.header.modality == "MR" for series in scan(*folders, workers=options.workers).series):
             raise ValueError(
                 "found DICOM beside the converter's vs_gk_N/*_refT2.nii.gz, the same patients; name one folder"
             )
