@@ -191,8 +191,8 @@ class ServedBundle:
     def _load(self, weights: Path) -> None:
         with self._running:
             self._import_code()
-            from scripts.data.checks import t2_likeness
             from scripts.data.datalist import TASKS
+            from scripts.data.plausibility import t2_likeness
             from scripts.networks import tissnet
             from scripts.weights import load_weights
 

@@ -23,7 +23,7 @@ from scripts.data.datalist import SECTIONS, load_datalist
 from scripts.data.dataset import prepare_phantoms, prepare_source
 from scripts.data.inputs import find_inputs
 from scripts.data.phantom.make import SIZES
-from scripts.data.sources.table import Options
+from scripts.data.sources.registry import Options
 from scripts.pictures import draw_case
 from scripts.prepare import main
 

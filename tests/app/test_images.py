@@ -10,8 +10,8 @@ import pytest
 
 from monailabel_app.errors import InputError
 from monailabel_app.images import check_header, modality_notes
-from scripts.data.checks import t2_likeness
 from scripts.data.phantom.make import make_phantom
+from scripts.data.plausibility import t2_likeness
 
 GOOD = ((64, 64, 20), (0.5, 0.5, 2.0))
 

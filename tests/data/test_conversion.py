@@ -15,7 +15,7 @@ from made import downloads
 from made.moves import rigid
 from made.outcomes import error_of
 
-from scripts.data import checks, conversion
+from scripts.data import conversion, plausibility
 from scripts.data.case import Facts
 from scripts.data.conversion import Together, bring_together, nifti_files, write_image, write_nifti_case
 from scripts.data.datalist import TASKS
@@ -261,11 +261,11 @@ def test_where_a_head_ends_there_is_air_and_no_exact_zero(tmp_path):
     image, covered = together.images["ceT1"], together.covered["ceT1"]
     np.testing.assert_array_equal(covered.any(axis=(0, 1)), [True] * 5 + [False] * 5)
     np.testing.assert_array_equal(image[:, :, :5], half)
-    air = np.median(half[~checks.foreground(half)])
+    air = np.median(half[~plausibility.foreground(half)])
     assert air > 0
     np.testing.assert_array_equal(image[~covered], np.int16(air))
-    assert not checks.is_skull_stripped(image)
-    assert checks.is_skull_stripped(np.where(covered, image, 0))
+    assert not plausibility.is_skull_stripped(image)
+    assert plausibility.is_skull_stripped(np.where(covered, image, 0))
 
 
 def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
@@ -273,7 +273,7 @@ def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
     together = bring(tmp_path, brain("T2"), (voxels[:, :, :11], affine))
     image, covered = together.images["ceT1"], together.covered["ceT1"]
     assert covered.sum() == voxels[:, :, :11].size
-    assert not image[~covered].any() and checks.is_skull_stripped(image)
+    assert not image[~covered].any() and plausibility.is_skull_stripped(image)
 
 
 @pytest.mark.parametrize(
@@ -376,5 +376,5 @@ def test_air_of_zeros_is_not_filled_with_zeros():
     cet1 = np.maximum(head("ceT1")[0], 1)
     darkest = np.argsort(cet1, axis=None)[: cet1.size * 6 // 100]
     cet1.ravel()[darkest] = 0
-    assert not checks.is_skull_stripped(cet1)
+    assert not plausibility.is_skull_stripped(cet1)
     assert conversion._air(cet1) > 0

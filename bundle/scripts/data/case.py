@@ -27,7 +27,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.data import checks
+from scripts.data import plausibility
 from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_name
 from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
 from scripts.data.volume import CaseError, NiftiVolume, one_line, refuse
@@ -276,8 +276,8 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
         if mask.any():
-            head = checks.head_mask(voxels[names[0]], spacing=outcome.spacing)
-            errors += checks.mask_problems(mask, head=head, spacing=outcome.spacing)
+            head = plausibility.head_mask(voxels[names[0]], spacing=outcome.spacing)
+            errors += plausibility.mask_problems(mask, head=head, spacing=outcome.spacing)
         elif keep_empty:
             outcome.facts.warnings.append("no tumor: the mask is empty")
         else:
@@ -292,7 +292,7 @@ def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[
     for name, image in voxels.items() if "T2" in voxels else ():
         if name == "T2":
             continue
-        score = checks.modality_score(voxels["T2"], image, spacing=outcome.spacing)
+        score = plausibility.modality_score(voxels["T2"], image, spacing=outcome.spacing)
         outcome.facts.shown[f"T2 against {name}"] = f"score {score:.2f}, above 0 where T2 looks like T2"
-        errors += checks.modality_problems(score, names=("T2", name))
+        errors += plausibility.modality_problems(score, names=("T2", name))
     return errors

@@ -18,12 +18,12 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
-from scripts.data import checks
+from scripts.data import plausibility
 from scripts.data.case import Facts, Job
 from scripts.data.datalist import TASKS, Task, grid_problems, image_problem, prepared_name
 from scripts.data.registration.align import Alignment, align, resample
 from scripts.data.sources.nifti_case import NiftiCase
-from scripts.data.sources.table import Options
+from scripts.data.sources.registry import Options
 from scripts.data.volume import CaseError, NiftiVolume, Volume, refuse
 
 
@@ -189,12 +189,12 @@ class Together:
             return
         first, reference = next(iter(self.images.items()))
         spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
-        head = checks.head_mask(reference, spacing=spacing)
+        head = plausibility.head_mask(reference, spacing=spacing)
         tumor = np.zeros(reference.shape, dtype=np.uint8) if mask is None else mask
         errors = []
         for name, covered in self.covered.items():
-            other = checks.head_mask(self.images[name], spacing=spacing, coverage=covered)
-            found = checks.overlap_problems(head, other, coverage=covered, mask=tumor)
+            other = plausibility.head_mask(self.images[name], spacing=spacing, coverage=covered)
+            found = plausibility.overlap_problems(head, other, coverage=covered, mask=tumor)
             errors += [error.of(f"{first} and {name}") for error in found]
         refuse(errors)
 
@@ -255,9 +255,9 @@ def _readable(name: str, volume: Volume) -> NDArray:
 
 def _air(voxels: NDArray) -> float:
     """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
-    if checks.is_skull_stripped(voxels):
+    if plausibility.is_skull_stripped(voxels):
         return 0.0
-    air = voxels[~checks.foreground(voxels, sampled=True) & (voxels != 0)]
+    air = voxels[~plausibility.foreground(voxels, sampled=True) & (voxels != 0)]
     return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
 
 

@@ -16,7 +16,7 @@ from scripts.data.conversion import write_image
 from scripts.data.datalist import MODALITIES, SECTIONS, TASKS, datalist_entry, write_datalist
 from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
-from scripts.data.sources.table import Found, Options, case_names, find_cases
+from scripts.data.sources.registry import Found, Options, case_names, find_cases
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
 from scripts.data.volume import CaseError
 from scripts.files import whole_file

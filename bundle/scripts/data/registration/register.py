@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from scripts.data.checks import foreground
+from scripts.data.plausibility import foreground
 from scripts.data.volume import LPS_TO_RAS, CaseError
 
 MOST_RESIDUAL_MM = 2.0

@@ -25,7 +25,7 @@ from scripts.data.dicom.rtstruct import (
     read_rtstruct,
 )
 from scripts.data.dicom.series import Series
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, refuse
 
 # As the publishers say.
@@ -71,7 +71,7 @@ class StudyCase:
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """Series for inference as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    """Series for inference as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     return study_jobs(folders, TASKS[options.task].image, options.series, options)
 
 
@@ -86,7 +86,7 @@ def study_jobs(
     """Cases of DICOM folders as jobs.
 
     Args:
-        folders, options: as in `find_cases` of `table.py`.
+        folders, options: as in `find_cases` of `registry.py`.
         modalities, patterns: as in `find_studies`.
         drawn: adds what describes the tumor beside its RTSTRUCT; a mask is needed then.
     """

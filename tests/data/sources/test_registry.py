@@ -14,7 +14,7 @@ from made.dicom import make_affine, make_uid, write_small
 
 from scripts.data.case import Facts
 from scripts.data.datalist import MODALITIES, TASKS
-from scripts.data.sources.table import SOURCES, Options, case_names, find_cases
+from scripts.data.sources.registry import SOURCES, Options, case_names, find_cases
 
 AFFINE = np.diag([0.5, 0.5, 1.5, 1.0])
 SHAPE = (6, 5, 4)
