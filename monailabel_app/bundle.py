@@ -70,7 +70,7 @@ class Segmentation:
     `middle_mm` is the head's middle between left and right, x in RAS millimeters, None if not both are seen.
     `confidence` is the mean probability inside the mask, of an empty one that of the background where it is lowest; not
     calibrated. `disagreement` is 1 - Dice of y_f and y_r, small parts included, 0 where both are empty;
-    `error_mass_mm3` the integral of the error map; both are 0 for a network without one. `version` and `sha256`
+    `error_mass_mm3` the integral of the error map; both are None for a network without one. `version` and `sha256`
     are those of the weights that computed it. `files` holds the saved volumes by name, those that there are: pred
     (uint8), synthetic (float32, 0 to 1000), error (float32, 0 to 1).
     """
@@ -80,8 +80,8 @@ class Segmentation:
     middle_mm: float | None
     files: dict[str, Path]
     confidence: float
-    disagreement: float
-    error_mass_mm3: float
+    disagreement: float | None
+    error_mass_mm3: float | None
     device: str
     seconds: float
     version: str
@@ -191,18 +191,20 @@ class ServedBundle:
     def _load(self, weights: Path) -> None:
         with self._running:
             self._import_code()
-            from scripts.data.checks import t2_likeness
             from scripts.data.datalist import TASKS
+            from scripts.data.plausibility import t2_likeness
             from scripts.networks import tissnet
             from scripts.weights import load_weights
 
             parser = self._parser(checkpoint_path=str(weights), device="cpu")
             network = load_weights(parser.get_parsed_content("network"), path=weights)
             inferer = parser.get_parsed_content("inferer")
+            localizer = parser.get_parsed_content("localizer_path")
             task = TASKS[parser["task"]]
             self.network_outputs, self.t2_likeness = tissnet, t2_likeness
             self.network, self.inferer = network.eval(), inferer
             self.weights, self.sha256 = weights, versions.sha256(weights)
+            self.localizer = Path(localizer) if localizer else None  # the one that belongs to these weights
             released = weights == self.released_weights
             self.version = self.released_version + ("" if released else f", fine-tuned {weights.parent.name}")
             self.task: str = parser["task"]
@@ -284,12 +286,12 @@ class ServedBundle:
             version, digest = self.version, self.sha256
         y_f = outputs["pred"]
         inside = y_f >= threshold
-        disagreement = error_mass_mm3 = 0.0
+        disagreement = error_mass_mm3 = None
         if "error" in outputs:
-            error_mass_mm3 = float(outputs["error"].sum()) * voxel_mm3
-            if "coarse" in outputs:
-                refined = self.network_outputs.refine(outputs["coarse"], outputs["error"])
-                disagreement = _disagreement(inside, refined >= threshold)
+            error_mass_mm3 = round(float(outputs["error"].sum()) * voxel_mm3, 1)
+        if {"coarse", "error"} <= set(outputs):
+            refined = self.network_outputs.refine(outputs["coarse"], outputs["error"])
+            disagreement = round(_disagreement(inside, refined >= threshold), 4)
         mask = np.asarray(output["pred"][0].cpu()) > 0
         return Segmentation(
             mask=mask,

@@ -22,12 +22,9 @@ class Busy(RuntimeError):
 
 
 def sentence_of(error: ValidationError, *, name: Callable[[Any], str] = str, shown: bool = False) -> str:
-    """Pydantic's first complaint as a sentence.
+    """Pydantic's first complaint as a sentence; an `InputError` of a check speaks for itself.
 
-    Args:
-        error: of a model of options; an `InputError` that a check of it raised speaks for itself.
-        name: how an option is called, by its name.
-        shown: whether to repeat the value: not where it came over the network.
+    The value is `shown` unless it came over the network; `name` makes the name of a field what its user calls it.
     """
     first = error.errors(include_url=False)[0]
     reason = first.get("ctx", {}).get("error")

@@ -72,8 +72,7 @@ class Opened:
 def open_image(path: Path) -> Opened:
     """Opens .nii, .nii.gz (by nibabel, for ITK fills a file that was cut short with zeros) or what ITK reads.
 
-    Raises:
-        Exception: of many classes, for a broken file; the voxels' reading too.
+    Of a broken file, this and the reading of its voxels raise exceptions of many classes.
     """
     if path.name.endswith(NIFTI):
         image: Any = nib.load(path)
@@ -94,20 +93,12 @@ def open_image(path: Path) -> Opened:
 
 
 def check_header(file: Path, name: str) -> None:
-    """Refuses a scan by its header: no volume, too few slices or too many voxels, no spacing of a head's scan.
-
-    Args:
-        file: .nii, .nii.gz or .nrrd.
-        name: how to call it in a message.
-
-    Raises:
-        InputError: says what was found and what is expected.
-    """
+    """Refuses a scan by its header: no volume, too few slices or too many voxels, no spacing of a head's scan."""
     if file.is_dir():
         raise InputError(f"{name} is a folder of files: expected one volume; export the series as one NIfTI file.")
     try:
         image = open_image(file)
-    except Exception as error:  # readers raise many classes for broken files
+    except Exception as error:
         logger.info("unreadable header: %s", error)
         raise InputError(f"{name} cannot be read as an image: the file is damaged or of another format.") from error
     shape, spacing = image.shape, image.spacing
@@ -143,11 +134,7 @@ def modality_notes(file: Path, modality: str, t2_likeness: Callable[..., float |
 
 
 def check_label_file(label: Path, image: Path) -> None:
-    """A submitted label lies on its scan's grid, can be read to its end and holds whole numbers.
-
-    Raises:
-        InputError: it does not, or cannot.
-    """
+    """Refuses a submitted label that is not of its scan's size, is cut short or holds other than whole numbers."""
     size = open_image(image).size
     if label.suffix == RAW_SUFFIX:
         count, expected = label.stat().st_size, math.prod(size)
@@ -156,7 +143,7 @@ def check_label_file(label: Path, image: Path) -> None:
         return
     try:
         found = open_image(label)
-    except Exception as error:  # readers raise many classes for broken files
+    except Exception as error:
         raise InputError("The label cannot be read: the file is damaged or of another format.") from error
     if found.size != size or found.components > MOST_COMPONENTS:
         raise InputError(
@@ -185,7 +172,7 @@ def read_volume(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = open_image(path)
         voxels = image.voxels()
-    except Exception as error:  # every reader has its own
+    except Exception as error:
         raise InputError(f"{name} cannot be read ({type(error).__name__}): save it again.") from error
     if image.size[3:] == (1,):
         voxels = voxels[..., 0]
@@ -197,11 +184,7 @@ def read_volume(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mask(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a mask as `read_volume` does: uint8 of 0 and 1.
-
-    Raises:
-        InputError: as `read_volume`, or it has other values.
-    """
+    """Reads a mask as `read_volume` does: uint8 of 0 and 1."""
     voxels, affine = read_volume(path, name)
     other = np.unique(voxels[(voxels != 0) & (voxels != 1)])
     if other.size:
@@ -213,11 +196,7 @@ def read_mask(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def check_same_grid(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], names: tuple[str, str]
 ) -> None:
-    """Checks that two volumes, (voxels, affine) each, have the same voxels.
-
-    Raises:
-        InputError: they do not.
-    """
+    """Checks that two volumes, (voxels, affine) each, have the same voxels."""
     (a, affine_a), (b, affine_b) = first, second
     if a.shape != b.shape:
         raise InputError(f"{names[0]} has {a.shape} voxels and {names[1]} {b.shape}: expected the same grid.")

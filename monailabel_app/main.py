@@ -38,16 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class TISSNetApp(MONAILabelApp):
-    """Serves TISS-Net.
-
-    Args:
-        app_dir: this folder.
-        studies: the store: a folder of NIfTI files, or a DICOMweb address.
-        conf: see `Conf`; what else it holds is MONAI Label's.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load_models`.
-    """
+    """Serves TISS-Net over a store, a folder of files or a DICOMweb address; its options are those of `Conf`."""
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.models = load_models(conf)

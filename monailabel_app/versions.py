@@ -67,13 +67,7 @@ def served_number(folder: Path, model: str) -> int | None:
 
 
 def place(weights: Path, into: Path, *, localizer: Path | None = None) -> Path:
-    """Copies weights, and the localizer that is to go with them, into a folder as `find_localizer` wants them.
-
-    Args:
-        weights: a state dict.
-        into: the folder, made where it is missing.
-        localizer: localizer.pt of the weights that these were trained from.
-    """
+    """Copies a state dict, and the localizer that is to go with it, into a folder as `find_localizer` wants them."""
     into.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, into / WEIGHTS)
     if localizer is not None:
@@ -86,15 +80,7 @@ def place(weights: Path, into: Path, *, localizer: Path | None = None) -> Path:
 def add(
     folder: Path, model: str, weights: Path, *, record: Mapping[str, Any], localizer: Path | None = None
 ) -> dict[str, Any]:
-    """Adds weights as the next version, served by nobody yet; returns the record with `number` and `sha256`.
-
-    Args:
-        folder: of all models' versions.
-        model: the model's name.
-        weights: a state dict, copied.
-        record: how they came about, see `train.py`.
-        localizer: see `place`.
-    """
+    """Copies weights as the next version, served by nobody yet; returns the record with `number` and `sha256`."""
     with _locked(folder, model) as own:
         number = max([*_numbers(own), *_retired(own)], default=0) + 1
         partial = Path(tempfile.mkdtemp(prefix=".partial_", dir=own))
@@ -112,11 +98,7 @@ def add(
 
 
 def record_of(folder: Path, model: str, number: int) -> dict[str, Any]:
-    """What is known of a version.
-
-    Raises:
-        NotFound: there is no such version.
-    """
+    """What is known of a version."""
     path = _version(folder, model, number) / RECORD
     if not path.is_file():
         known = ", ".join(map(str, _numbers(folder / model))) or "none"
@@ -132,13 +114,7 @@ def listing(folder: Path, model: str) -> list[dict[str, Any]]:
 
 
 def promote(folder: Path, model: str, number: int, *, released: Path | None = None) -> None:
-    """Serves a version from the next request on.
-
-    Args:
-        folder: of all models' versions.
-        model: the model's name.
-        number: of the version.
-        released: the released weights, where known: a version that went on from others is then refused.
+    """Serves a version from the next request on, not one that went on from other `released` weights (where known).
 
     Raises:
         NotFound: there is no such version.
@@ -160,7 +136,7 @@ def promote(folder: Path, model: str, number: int, *, released: Path | None = No
         _check_better(record, _dice_of_served(folder, model, record, state))
         now = {"version": state["version"], "sha256": None if state["version"] is None else state["sha256"]}
         history = [*state["history"], now]
-        _write_state(folder, model, {"version": number, "sha256": found, "history": history})
+        write_json(folder / model / SERVED, {"version": number, "sha256": found, "history": history})
     logger.info("%s: version %d is served now", model, number)
 
 
@@ -181,7 +157,7 @@ def roll_back(folder: Path, model: str) -> int | None:
             if before["version"] is None or _intact(folder, model, before):
                 break
             logger.error("%s: version %s was changed or is gone, passed over", model, before["version"])
-        _write_state(folder, model, {**before, "history": history})
+        write_json(folder / model / SERVED, {**before, "history": history})
     logger.info("%s: %s served again", model, describe(before["version"]))
     return before["version"]
 
@@ -251,16 +227,11 @@ def _state(folder: Path, model: str) -> dict[str, Any]:
         ) from error
 
 
-def _write_state(folder: Path, model: str, state: Mapping[str, Any]) -> None:
-    write_json(folder / model / SERVED, state)
-
-
 def _version(folder: Path, model: str, number: int) -> Path:
     return folder / _checked_name(model) / str(int(number))
 
 
 def _numbers(own: Path) -> list[int]:
-    """The versions that are there."""
     return sorted(int(p.name) for p in own.iterdir() if p.name.isdecimal()) if own.is_dir() else []
 
 
@@ -327,9 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", type=Path, required=True, help="folder of fine-tuned weights")
     parser.add_argument("--model", required=True, help="name of the model, as the server lists it")
-    parser.add_argument(
-        "--released", type=Path, help="the bundle's model.pt: refuses versions of other released weights"
-    )
+    parser.add_argument("--released", type=Path, help="the bundle's model.pt: versions of other weights are refused")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every version and which is served")
     commands.add_parser("promote", help="serve a version").add_argument("number", type=int)

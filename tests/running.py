@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], url: str, log: Path, **options: Any) -> Iterator[psutil.Process]:
+def running(command: Sequence[str], url: str, log: Path, **options: Any) -> Iterator[psutil.Popen]:
     """A MONAI Label server, from when its /info answers to the end of the block.
 
     Args:
@@ -51,14 +51,14 @@ def running(command: Sequence[str], url: str, log: Path, **options: Any) -> Iter
         RuntimeError: it ended, or did not answer in time; with the end of its log.
     """
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
+        process = psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
     try:
         end = time.monotonic() + UP_SECONDS
         while not _answers(f"{url}/info/"):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield psutil.Process(process.pid)
+        yield process
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(END_SECONDS)
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from scripts.data.datalist import SECTIONS, TASKS
 from scripts.data.dataset import find_source, prepare_phantoms, prepare_source
-from scripts.data.sources.table import SOURCES, Options
+from scripts.data.sources.registry import SOURCES, Options
 from scripts.data.split import FRACTIONS
 
 logger = logging.getLogger(__name__)

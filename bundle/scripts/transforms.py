@@ -16,9 +16,10 @@ from monai.utils import TraceKeys
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
-from scripts.data.checks import foreground
-from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS, corner_distance
+from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS
 from scripts.data.inputs import find_inputs
+from scripts.data.plausibility import foreground
+from scripts.data.volume import corner_distance
 from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
 from scripts.networks.unet2d5 import BACKGROUND
 

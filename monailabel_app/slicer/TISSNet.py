@@ -30,11 +30,11 @@ import tempfile
 import threading
 import time
 import zlib
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Iterable, Mapping, Sequence  # noqa: UP035
 from urllib.parse import quote_plus, urlsplit
-from xml.sax.saxutils import quoteattr
 
 import ctk
 import qt
@@ -63,12 +63,12 @@ LEGEND = (
 )
 NO_NUMBERS = "The server keeps no numbers of this image: press Run to have them."
 GRID_TOLERANCE_MM = 0.1  # between the same corner voxel of two volumes of one grid
+KINDS = {b"NRRD": ".nrrd", b"\x1f\x8b": ".nii.gz"}  # of files that the server sends
 NIFTI_HEADER, NIFTI_DATA = 348, 352
 NIFTI_TEXT = ((4, 14), (14, 32), (148, 228), (228, 252), (328, 344))  # data type, name, description, file, intent
 
 LAYOUT = 7310  # any number that no other layout has
-VIEWS = ("TISSNetScan", "TISSNetSynthetic")
-VIEW_COLORS = ("#6A8CAF", "#C98B2B")
+VIEWS = {"TISSNetScan": "#6A8CAF", "TISSNetSynthetic": "#C98B2B"}  # and their colors
 VIEW_GROUP = 7310  # so that linking leaves other views alone
 ERROR_COLORS = "vtkMRMLColorTableNodeFileInferno.txt"
 ERROR_SHOWN = (0.1, 1.0)  # of probability; what is below is transparent
@@ -101,30 +101,19 @@ class Answer:
 
 @dataclass
 class Grid:
-    """Where the voxels of a volume lie.
-
-    Args:
-        size: voxels along I, J and K.
-        ijk_to_ras: the first three rows of the matrix from voxels to RAS millimeters.
-    """
+    """Where the voxels of a volume lie: how many along I, J and K, and the corner ones in RAS millimeters."""
 
     size: tuple[int, ...]
-    ijk_to_ras: tuple[tuple[float, ...], ...]
+    corners: list[tuple[float, ...]]
 
 
 # The server
 
 
 class Server:
-    """A server at an address, asked with one request at a time.
+    """A server at an address, as the clinician typed it, asked with one request at a time.
 
-    Args:
-        address: as the clinician typed it: `http://127.0.0.1:8000`, `https://ai.hospital.example/tissnet`.
-        user, password: for a server that asks for them; a password goes out encrypted, or to this machine, or not at
-            all.
-
-    Raises:
-        Refused: not an address, or a password for a connection that anyone can read.
+    A password goes out encrypted, or to this machine, or not at all.
     """
 
     def __init__(self, address: str, user: str = "", password: str = "") -> None:
@@ -184,16 +173,16 @@ class Server:
 
     def fetch(self, image: str) -> Answer:
         """What the server keeps of an image that was segmented already, with MONAI Label's own module or here."""
-        link = f"/datastore/label{{}}?label={quote_plus(image)}&tag="
+        query = f"?label={quote_plus(image)}&tag="
         try:
-            synthetic, error = (self._linked(link.format("") + name) for name in ("synthetic", "error"))
+            synthetic, error = (self._linked(f"/datastore/label{query}{name}") for name in ("synthetic", "error"))
         except Refused as refused:
             if refused.status == 404:
                 raise Refused(
                     f"The server keeps no synthetic image of {image!r}: press Run, or correct the name.", 404
                 ) from refused
             raise
-        known = _json(self._ask("GET", link.format("/info") + "error")[1])
+        known = _json(self._ask("GET", f"/datastore/label/info{query}error")[1])
         params = known.get("params") if isinstance(known, dict) else None
         return Answer(None, synthetic, error, params if isinstance(params, dict) else {})
 
@@ -214,11 +203,7 @@ class Server:
         return self._ask("GET", link)[1]
 
     def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> tuple[str, bytes]:
-        """One request: content type and body of the reply.
-
-        Raises:
-            Refused: the server cannot be reached, or answers with anything but success.
-        """
+        """One request: content type and body of the reply, which is refused if it is anything but success."""
         if self._stopped:
             raise Stopped
         headers = {**self.headers, **({"Content-Type": kind} if kind else {})}
@@ -272,11 +257,7 @@ def form(fields: Mapping[str, tuple[str | None, bytes]]) -> tuple[str, bytes]:
 
 
 def read_form(kind: str, body: bytes) -> dict[str, bytes]:
-    """Unpacks a form: content by name, byte for byte.
-
-    Raises:
-        Refused: it is none, or is cut off.
-    """
+    """Unpacks a form: content by name, byte for byte."""
     found = re.fullmatch(r'multipart/form-data;.*?boundary="?([^";]+)"?.*', kind, re.IGNORECASE)
     pieces = (b"\r\n" + body).split(b"\r\n--" + found.group(1).encode()) if found else []
     if len(pieces) < 3 or not pieces[-1].startswith(b"--"):
@@ -313,25 +294,21 @@ def _is_this_machine(host: str) -> bool:
 def wait_for(work: Callable[[], Any], step: Callable[[], None]) -> Any:
     """Runs `work` in a thread, and `step` again and again until its end, so that windows stay alive.
 
-    Raises:
-        Exception: what `work` or `step` raises; after `step` has, nobody waits for `work` any more.
+    After `step` has raised something, nobody waits for `work` any more.
     """
-    done: dict[str, Any] = {}
+    done: Future[Any] = Future()
 
     def run() -> None:
         try:
-            done["result"] = work()
+            done.set_result(work())
         except Exception as error:  # shown to the clinician by the thread that waits
-            done["error"] = error
+            done.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(STEP_SECONDS)
+    threading.Thread(target=run, daemon=True).start()
+    while not done.done():
+        wait([done], STEP_SECONDS)
         step()
-    if "error" in done:
-        raise done["error"]
-    return done["result"]
+    return done.result()
 
 
 # What goes out
@@ -345,12 +322,7 @@ def new_pseudonym() -> str:
 def check_pseudonym(name: str, patient: Iterable[str], volumes: Iterable[str]) -> str:
     """A name under which scans may be kept on the server.
 
-    Args:
-        patient: names and numbers of the patient, none of whose words may be in it.
-        volumes: names that the scans have in Slicer, which often are the patient's.
-
-    Raises:
-        Refused: it tells who the patient is, or is no name.
+    It has no word of the patient's names and numbers, and is no name of a volume in Slicer, often the patient's.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,59}(?<! )", name):
         raise Refused("The name on the server cannot be used: expected letters, digits, spaces, - and _.")
@@ -368,11 +340,7 @@ def tells_patient(name: str, patient: Iterable[str]) -> bool:
 
 
 def check_chosen(sources: Sequence[str], chosen: Sequence[str | None]) -> None:
-    """Checks the volumes (ids or None) that were chosen for the modalities a model starts from.
-
-    Raises:
-        Refused: one is missing, or is chosen twice.
-    """
+    """Checks the volumes (ids or None) that were chosen for the modalities a model starts from."""
     missing = [source for number, source in enumerate(sources) if not chosen[number]]
     if missing:
         raise Refused(f"Choose the scan for {' and '.join(missing)}, or type the name of an image on the server.")
@@ -381,11 +349,7 @@ def check_chosen(sources: Sequence[str], chosen: Sequence[str | None]) -> None:
 
 
 def without_text(scan: bytes) -> bytes:
-    """A .nii.gz file without what may name a patient: free text and extensions of its header; voxels stay as they are.
-
-    Raises:
-        Refused: not such a file.
-    """
+    """A .nii.gz file without what may name a patient: the free text and extensions of its header."""
     try:
         content = bytearray(gzip.decompress(scan))
     except (OSError, EOFError, zlib.error):
@@ -413,14 +377,7 @@ def same_grid(first: Grid | None, second: Grid | None) -> bool:
     """Whether two volumes have the same voxels; not where the grid of one is not known."""
     if first is None or second is None or first.size != second.size:
         return False
-    for corner in itertools.product(*((0, count - 1) for count in first.size)):
-        point = (*corner, 1)
-        gap = [
-            sum((first.ijk_to_ras[row][k] - second.ijk_to_ras[row][k]) * point[k] for k in range(4)) for row in range(3)
-        ]
-        if not math.hypot(*gap) <= GRID_TOLERANCE_MM:  # false of NaN too
-            return False
-    return True
+    return all(gap <= GRID_TOLERANCE_MM for gap in map(math.dist, first.corners, second.corners))  # false of NaN too
 
 
 def image_name(volume: str) -> str:
@@ -484,11 +441,6 @@ def center_of(params: Mapping[str, Any]) -> tuple[float, float, float] | None:
     return float(center[0]), float(center[1]), float(center[2])
 
 
-def found_nothing(params: Mapping[str, Any]) -> bool:
-    """Whether a reply says that there is no tumor."""
-    return params.get("volume_mm3") == 0
-
-
 def label_names(params: Mapping[str, Any]) -> dict[int, str]:
     """The names of the mask's structures by their number."""
     names = params.get("label_names")
@@ -499,27 +451,12 @@ def label_names(params: Mapping[str, Any]) -> dict[int, str]:
 def layout_xml() -> str:
     """Two slice views beside each other, which are nobody else's."""
     items = ""
-    for view, color in ((VIEWS[0], VIEW_COLORS[0]), (VIEWS[1], VIEW_COLORS[1])):
-        items += (
-            f'<item><view class="vtkMRMLSliceNode" singletontag={quoteattr(view)}>'
-            f'<property name="orientation" action="default">Axial</property>'
-            f'<property name="viewlabel" action="default">{view}</property>'
-            f'<property name="viewcolor" action="default">{color}</property>'
-            f'<property name="viewgroup" action="default">{VIEW_GROUP}</property></view></item>'
-        )
+    for view, color in VIEWS.items():
+        has = {"orientation": "Axial", "viewlabel": view, "viewcolor": color, "viewgroup": VIEW_GROUP}
+        items += f'<item><view class="vtkMRMLSliceNode" singletontag="{view}">'
+        items += "".join(f'<property name="{key}" action="default">{value}</property>' for key, value in has.items())
+        items += "</view></item>"
     return f'<layout type="horizontal" split="true">{items}</layout>'
-
-
-def suffix_of(content: bytes) -> str:
-    """The ending that a file of the server needs for Slicer to read it.
-
-    Raises:
-        Refused: neither of the two kinds that the server sends.
-    """
-    for magic, suffix in ((b"NRRD", ".nrrd"), (b"\x1f\x8b", ".nii.gz")):
-        if content.startswith(magic):
-            return suffix
-    raise Refused(ANOTHER_SERVER)
 
 
 # In Slicer
@@ -537,8 +474,11 @@ def exported(volume: Any) -> bytes:
 
 def loaded(content: bytes, name: str, *, segmentation: bool = False) -> Any:
     """A file of the server as a node that does not point to the temporary file it came from."""
+    suffix = next((KINDS[magic] for magic in KINDS if content.startswith(magic)), None)
+    if suffix is None:
+        raise Refused(ANOTHER_SERVER)
     with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
-        path = os.path.join(folder, f"volume{suffix_of(content)}")
+        path = os.path.join(folder, f"volume{suffix}")
         with open(path, "wb") as file:
             file.write(content)
         try:
@@ -582,8 +522,9 @@ def grid_of(volume: Any) -> Grid | None:
         return None
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    rows = tuple(tuple(float(matrix.GetElement(row, column)) for column in range(4)) for row in range(3))
-    return Grid(tuple(voxels.GetDimensions()), rows)
+    size = tuple(voxels.GetDimensions())
+    ends = itertools.product(*((0, count - 1) for count in size))
+    return Grid(size, [tuple(matrix.MultiplyPoint((*end, 1)))[:3] for end in ends])
 
 
 def remember(volume: Any, image: str, server: str) -> None:
@@ -597,10 +538,6 @@ def show(scan: Any, synthetic: Any, error: Any, answer: Answer, image: str, sour
 
     Extra volumes of an earlier answer for this image go; its segmentation may have been corrected by hand and is only
     hidden.
-
-    Args:
-        scan, synthetic, error: volumes in Slicer, the last two of this answer.
-        source, target: modalities of the scan and of the synthetic image.
     """
     results = [synthetic, error]
     if answer.mask is not None:
@@ -623,7 +560,7 @@ def show(scan: Any, synthetic: Any, error: Any, answer: Answer, image: str, sour
 
 def _segmentation(answer: Answer, name: str, scan: Any) -> Any:
     names = label_names(answer.params)
-    if found_nothing(answer.params):  # a file without a segment has none to load
+    if answer.params.get("volume_mm3") == 0:  # a file without a segment has none to load
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
         node.CreateDefaultDisplayNodes()
         for structure in names.values():
@@ -684,11 +621,7 @@ def _arrange(scan: Any, synthetic: Any, error: Any, labels: Sequence[str], cente
 
 
 class Panel:
-    """The fields, buttons and texts; puts them into a layout of Qt.
-
-    Args:
-        layout: where to.
-    """
+    """The fields, buttons and texts, in a layout of Qt."""
 
     def __init__(self, layout: Any) -> None:
         self.models: dict[str, dict[str, Any]] = {}
@@ -705,11 +638,10 @@ class Panel:
         self.user = self._line(rows, "User (if it asks)", "")
         self.password = self._line(rows, "Password (if it asks)", "")
         self.password.setEchoMode(qt.QLineEdit.Password)
-        self.connect = self._button(rows, "Connect", self.on_connect)
+        self.connect = self._button(rows, "Connect", partial(self._do, self._connect))
         self.model = qt.QComboBox()
         self.model.connect("currentIndexChanged(int)", lambda index: self.show_sources())
         rows.addRow("Model", self.model)
-        self.rows = rows
         self.labels: list[Any] = []
         self.selectors: list[Any] = []
         self.case = qt.QLineEdit(new_pseudonym())
@@ -717,12 +649,12 @@ class Panel:
         self.image = qt.QLineEdit("")
         self.image.toolTip = "The name of a scan that is on the server already. Leave it empty to send the scan above."
         for _ in range(MOST_SOURCES):
-            self._add_selector()
+            self._add_selector(rows)
         rows.addRow("Pseudonym for a new scan", self.case)
         rows.addRow("Or: image on the server", self.image)
-        self.run = self._button(rows, "Run", self.on_run)
-        self.fetch = self._button(rows, "Only fetch (after MONAI Label's own module)", self.on_fetch)
-        self.stop = self._button(rows, "Stop", self.on_stop)
+        self.run = self._button(rows, "Run", partial(self._do, self._run))
+        self.fetch = self._button(rows, "Only fetch (after MONAI Label's own module)", partial(self._do, self._fetch))
+        self.stop = self._button(rows, "Stop", partial(setattr, self, "stopped", True))
         self.stop.enabled = False
         self.status = qt.QLabel("")
         self.notes = qt.QLabel("")
@@ -751,7 +683,7 @@ class Panel:
         rows.addRow(button)
         return button
 
-    def _add_selector(self) -> None:
+    def _add_selector(self, rows: Any) -> None:
         selector = slicer.qMRMLNodeComboBox()
         selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
         selector.addEnabled = selector.removeEnabled = selector.renameEnabled = False
@@ -759,7 +691,7 @@ class Panel:
         selector.setMRMLScene(slicer.mrmlScene)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self.forget_image())
         label = qt.QLabel("")
-        self.rows.addRow(label, selector)
+        rows.addRow(label, selector)
         self.labels.append(label)
         self.selectors.append(selector)
 
@@ -790,18 +722,6 @@ class Panel:
         node = self.selectors[len(self.sources()) - 1].currentNode()
         same = node is not None and node.GetAttribute("TISSNet.server") == self.address.text.strip().rstrip("/")
         self.image.setText(node.GetAttribute("TISSNet.image") if same else "")
-
-    def on_connect(self) -> None:
-        self._do(self._connect)
-
-    def on_run(self) -> None:
-        self._do(self._run)
-
-    def on_fetch(self) -> None:
-        self._do(self._fetch)
-
-    def on_stop(self) -> None:
-        self.stopped = True
 
     def _do(self, work: Callable[[], str]) -> None:
         """Does what a button says, once at a time, and tells how it ended in one sentence."""

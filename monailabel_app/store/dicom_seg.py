@@ -170,10 +170,7 @@ def _segment(
     algorithm = None
     if model:
         algorithm = highdicom.AlgorithmIdentificationSequence(
-            name=model,
-            family=_ARTIFICIAL_INTELLIGENCE,
-            version=version or "unknown",
-            source=_MANUFACTURER,
+            model, _ARTIFICIAL_INTELLIGENCE, version or "unknown", source=_MANUFACTURER
         )
     segment = highdicom.seg.SegmentDescription(
         segment_number=1,
@@ -201,12 +198,7 @@ def _plain(text: Any, length: int = _TEXT) -> str:
 
 
 def _code(given: Mapping[str, Any], key: str, default: Code | None) -> Code | None:
-    """A code of a `segmentAttribute`, in which it is one item or a list of one.
-
-    Raises:
-        InputError: it is there and incomplete, or a part is longer than the standard lets it be or has a backslash or
-            a control character.
-    """
+    """A code of a `segmentAttribute`, in which it is one item or a list of one, refused if DICOM cannot hold it."""
     item = given.get(key)
     if isinstance(item, Sequence) and not isinstance(item, str):
         item = item[0] if item else None
@@ -257,11 +249,7 @@ def _dicom_lab(rgb: tuple[int, int, int]) -> list[int]:
 
 
 def _read_series(folder: Path) -> tuple[list[Dataset], NDArray[np.float64]]:
-    """Headers of the series in order of its slices, and its grid: (column, row, slice) to LPS mm, 4 x 4.
-
-    Raises:
-        InputError: no series of evenly spaced single slices; an enhanced file, of many frames, is refused too.
-    """
+    """Headers of a series of even single slices, in order, and its grid: (column, row, slice) to LPS mm, 4 x 4."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     headers = [header for path in files if (header := _read_header(path)) is not None]
     if not headers:
@@ -326,11 +314,7 @@ def _plane(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A mask's voxels (X, Y, Z), 0 and 1, and its grid: voxel indices to LPS mm, 4 x 4.
-
-    Raises:
-        InputError: not an image, not 3-D, or other values.
-    """
+    """A mask's voxels (X, Y, Z), 0 and 1, and its grid: voxel indices to LPS mm, 4 x 4."""
     voxels, affine = read_volume(path, f"The mask {path.name}")
     values = np.unique(voxels)
     if not np.isin(values, (0, 1)).all():
@@ -342,11 +326,7 @@ def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _on_grid(
     mask: tuple[np.ndarray, np.ndarray], grid: NDArray[np.float64], slices: int, shape: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """The mask's voxels as (slice, row, column) of the series, whatever the order and sense of the mask's axes.
-
-    Raises:
-        InputError: the two grids differ by more than the order of axes.
-    """
+    """The mask's voxels as (slice, row, column) of the series, whatever the order and sense of the mask's axes."""
     voxels, own = mask
     rows, columns = shape
     size = np.array([columns, rows, slices])

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
@@ -86,11 +85,7 @@ class _Fresh:
         self._failed: dict[Any, tuple[float, str]] = {}
 
     def get(self, key: Any, seconds: float, ask: Callable[[], _Value]) -> _Value:
-        """The known answer where it is fresh, or else a new one.
-
-        Raises:
-            Busy: the server did not answer, now or within the last `FRESH_SECONDS`.
-        """
+        """The known answer where it is fresh, or else a new one."""
         with self._lock:
             known, failed = self._known.get(key), self._failed.get(key)
             if known is not None and time.monotonic() - known[0] <= seconds:
@@ -120,11 +115,7 @@ class _Timely(HTTPAdapter):
 
 @contextmanager
 def _archive() -> Iterator[None]:
-    """What an archive fails at can be tried again.
-
-    Raises:
-        Busy: it does not answer, or with an error.
-    """
+    """Makes an archive's failures `Busy`: what it fails at can be tried again."""
     try:
         yield
     except requests.RequestException as error:
@@ -135,10 +126,16 @@ def _archive() -> Iterator[None]:
         ) from error
 
 
+def credentials() -> tuple[str, str] | None:
+    """Name and password for the archive, by MONAI Label's settings."""
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return (user, password) if user and password else None
+
+
 def open_store(address: str) -> TISSNetDICOMStore:
     """The store of a DICOMweb address, by MONAI Label's settings. Nothing is downloaded: dcmqi is not needed."""
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    session = create_session_from_user_pass(user, password) if user and password else requests.Session()
+    session = requests.Session()
+    session.auth = credentials()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Timely())
     client = DICOMwebClientX(
@@ -216,11 +213,7 @@ class TISSNetDICOMStore(DICOMWebDatastore):
         return chosen
 
     def get_image_uri(self, image_id: str) -> str:
-        """The series as NIfTI (or its folder, where the server is told so), fetched unless it is there in full.
-
-        Raises:
-            NotFound: there is no such series.
-        """
+        """The series as NIfTI (or its folder, where the server is told so), fetched unless it is there in full."""
         count = self._count_of(image_id)
         with self._fetching:
             folder = Path(os.path.realpath(os.path.join(self._datastore.image_path(), image_id)))
@@ -314,11 +307,7 @@ class TISSNetDICOMStore(DICOMWebDatastore):
         return studies
 
     def _count_of(self, image_id: str) -> int:
-        """How many images of a series the server has; 0 where it does not say.
-
-        Raises:
-            NotFound: no such series.
-        """
+        """How many images of a series the server has; 0 where it does not say."""
         if _UID.fullmatch(image_id) and ".." not in image_id:
             known = self._series().get(image_id)
             if known is not None:

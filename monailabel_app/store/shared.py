@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ DICOM_READERS = ("get_image_info", "get_label_info", "get_labels_by_image_id", "
 def share(store: Any) -> None:
     """Lets one thread at a time use the store's list, and one process at a time change it, by what is on the disk.
 
-    Args:
-        store: of MONAI Label, the one object of it in this process; a second call changes nothing.
+    The store is the one object of it in this process; a second call changes nothing.
     """
     if hasattr(store, "_shared"):
         return
@@ -53,23 +52,17 @@ def share(store: Any) -> None:
     other_processes = FileLock(Path(store._datastore_path) / ".writers.lock")
     write = getattr(store, WRITE)
 
-    def reading(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with lock:
-                return method(*args, **kwargs)
+    @contextmanager
+    def reading() -> Iterator[None]:
+        with lock:
+            yield
 
-        return call
-
-    def writing(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with lock, other_processes:
-                store._config_ts = 0  # the list is read again, whatever the clock of its file says
-                store._init_from_datastore_file()
-                return method(*args, **kwargs)
-
-        return call
+    @contextmanager
+    def writing() -> Iterator[None]:
+        with lock, other_processes:
+            store._config_ts = 0  # the list is read again, whatever the clock of its file says
+            store._init_from_datastore_file()
+            yield
 
     def write_and_keep(*args: Any, **kwargs: Any) -> None:
         write(*args, **kwargs)
@@ -77,12 +70,10 @@ def share(store: Any) -> None:
 
     remote = isinstance(store, DICOMWebDatastore)
     setattr(store, WRITE, write_and_keep)
-    for names, kind in (
-        (DICOM_READERS if remote else READERS, reading),
-        (DICOM_WRITERS if remote else WRITERS, writing),
-    ):
-        for name in names:
-            setattr(store, name, kind(getattr(store, name)))
+    for name in DICOM_READERS if remote else READERS:
+        setattr(store, name, reading()(getattr(store, name)))
+    for name in DICOM_WRITERS if remote else WRITERS:
+        setattr(store, name, writing()(getattr(store, name)))
 
 
 def mend(folder: Path) -> None:

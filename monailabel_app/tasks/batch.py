@@ -18,11 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class TISSNetBatchInferTask(BatchInferTask):
-    """Answers every case of the store, one after the other, and keeps the answers.
-
-    Args:
-        models: what is served, by name.
-    """
+    """Answers every case of the store, one after the other, and keeps the answers."""
 
     def __init__(self, models: Mapping[str, ServedBundle]) -> None:
         self.models = models
@@ -34,10 +30,6 @@ class TISSNetBatchInferTask(BatchInferTask):
             request: `model`; `images`: all, labeled (finished cases), unlabeled or a list of ids; `skip_finished` and
                 `skip_answered` (has a label of `label_tag`), both false by default; `max_batch_size`.
             datastore: the store.
-
-        Raises:
-            NotFound: there is no such model.
-            InputError: `images` is something else.
         """
         model = self._model(request)
         wanted = request.get("images") or BatchInferImageType.IMAGES_ALL.value
@@ -59,11 +51,7 @@ class TISSNetBatchInferTask(BatchInferTask):
         return images[:most] if most > 0 else images
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore, infer: Callable) -> dict[str, Any]:
-        """Answers the images of `get_images`.
-
-        Returns:
-            by image: label, tag and params as of one request, or `error`, a sentence.
-        """
+        """Answers the images of `get_images`: by image label, tag and params, or `error`, a sentence."""
         images = self.get_images(request, datastore)
         logger.info("batch inference: %d case(s)", len(images))
         result: dict[str, Any] = {}

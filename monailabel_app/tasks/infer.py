@@ -68,11 +68,7 @@ class Answer:
 
 
 class TISSNetInferTask(InferTask):
-    """One model: scans in, the mask, two further volumes and the numbers out.
-
-    Args:
-        bundle: what computes.
-    """
+    """One model: scans in, the mask, two further volumes and the numbers out."""
 
     def __init__(self, bundle: ServedBundle) -> None:
         sources, structure = " and ".join(bundle.source_modalities), next(iter(bundle.labels))
@@ -84,12 +80,7 @@ class TISSNetInferTask(InferTask):
             labels=bundle.labels,
             dimension=3,
             description=description,
-            config={
-                "device": device_list(),
-                "threshold": bundle.defaults["threshold"],
-                "overlap": bundle.defaults["overlap"],
-                "flips": False,
-            },
+            config={"device": device_list(), **bundle.defaults, "flips": False},
         )
         self.bundle = bundle
 
@@ -135,24 +126,16 @@ class TISSNetInferTask(InferTask):
             check_header(file, f"{modality} of {case!r}")
             notes += modality_notes(file, modality, self.bundle.t2_likeness)
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
-            found = self.bundle.segment(
-                files,
-                Path(folder),
-                case=case,
-                threshold=options.threshold,
-                overlap=options.overlap,
-                flips=options.flips,
-                device=options.device,
-            )
+            asked = options.model_dump(include={"threshold", "overlap", "flips", "device"})
+            found = self.bundle.segment(files, Path(folder), case=case, **asked)
             mask = _temporary(options.result_extension)
             if options.result_extension == ".nrrd":
                 write_itk(found.mask.astype(dtype), str(mask), found.affine, dtype, options.result_compress)
             else:
                 write_nifti(mask, found.mask.astype(dtype), like=found.files["pred"])  # the scan's own header
-            extra = {}
-            for name in ("synthetic", "error"):
-                extra[name] = _temporary(".nii.gz")
-                shutil.move(found.files[name], extra[name])
+            extra = {name: _temporary(".nii.gz") for name in found.files if name != "pred"}
+            for name, file in extra.items():
+                shutil.move(found.files[name], file)
         return Answer(mask, extra, self._params(found, notes))
 
     def _options(self, request: Mapping[str, Any]) -> Options:
@@ -172,8 +155,8 @@ class TISSNetInferTask(InferTask):
         return numbers | {
             "label_names": bundle.labels,
             "confidence": round(found.confidence, 3),
-            "disagreement": round(found.disagreement, 4),
-            "error_mass_mm3": round(found.error_mass_mm3, 1),
+            "disagreement": found.disagreement,
+            "error_mass_mm3": found.error_mass_mm3,
             "seconds": round(found.seconds, 2),
             "latencies": {"total": round(found.seconds, 2)},
             "device": found.device,

@@ -32,11 +32,7 @@ class DiceOfSubmitted(ScoringMethod):
         super().__init__("Dice, surface distance and volume of the model's masks against those submitted")
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Scores every image with both labels.
-
-        Args:
-            request: tags `y` (default final) and `y_pred` (default original).
-            datastore: the store.
+        """Scores every image with both labels, of the tags `y` (default final) and `y_pred` (default original).
 
         Returns:
             `cases` (scores by image), `left_out` (a sentence by image), `mean_dice` (None without a case).

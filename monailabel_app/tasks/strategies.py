@@ -25,9 +25,6 @@ class FirstCome(Strategy):
 
     A case is offered once, by the image that the model starts from. For an hour it is kept from other annotators
     (`client_id`), unless nothing else is left; the same annotator gets it again until it is submitted.
-
-    Args:
-        models: what is served, by name.
     """
 
     def __init__(self, models: Mapping[str, ServedBundle], description: str = "The case that waits longest") -> None:
@@ -35,14 +32,9 @@ class FirstCome(Strategy):
         self.models = models
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Picks a case.
+        """Picks a case: id (of an image) and reason; empty when every case is finished.
 
-        Args:
-            request: `client_id`, who asks; `model`, where only that one's cases are wanted.
-            datastore: the store.
-
-        Returns:
-            id (of an image) and reason; empty when every case is finished.
+        The request has `client_id`, who asks, and `model`, where only that one's cases are wanted.
         """
         wanted = str(request.get("model") or "")
         models = {name: model for name, model in self.models.items() if wanted in ("", name)}
@@ -53,13 +45,11 @@ class FirstCome(Strategy):
             return {}
         offered = {case.image: _given_to_others(case, datastore, request.get("client_id")) for case in cases}
         free = [case for case in cases if time.time() - offered[case.image] >= SECONDS_HELD]
-        if not free:
-            case, reason = (
-                min(cases, key=lambda one: offered[one.image]),
-                "somebody else was given it, nothing else is left",
-            )
-        else:
+        if free:
             case, reason = self.choose(free, datastore, models)
+        else:
+            case = min(cases, key=lambda one: offered[one.image])
+            reason = "somebody else was given it, nothing else is left"
         logger.info("next: %s (%s)", case.image, reason)
         return {"id": case.image, "reason": reason}
 
@@ -74,9 +64,6 @@ class Disagreement(FirstCome):
     Cases are ranked by the disagreement of the fine and the refined mask and by the mass of the error map; the mean of
     both ranks decides, then who waits longest. Cases without an answer come last: batch inference gives them one.
     Without any answer the first come is served.
-
-    Args:
-        models: what is served, by name.
     """
 
     def __init__(self, models: Mapping[str, ServedBundle]) -> None:

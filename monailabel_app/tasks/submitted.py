@@ -101,11 +101,7 @@ def _read_case(datastore: Datastore, bundle: ServedBundle, start: str, image: st
 
 
 def _check_segment(info: Mapping[str, Any], bundle: ServedBundle) -> None:
-    """A submitted mask whose segments have names is of this model's structure: another model may be served beside.
-
-    Raises:
-        InputError: it is of another one.
-    """
+    """Refuses a mask whose segments all have other names than this model's: another may be served beside it."""
     named = [str(entry["name"]) for entry in info.get("label_info") or () if entry.get("name")]
     if named and not {name.lower() for name in named} & {label.lower() for label in bundle.labels}:
         raise InputError(
@@ -125,14 +121,7 @@ def split(cases: Sequence[LabeledCase], kept: Path, *, share: float) -> dict[str
     """Divides cases into training and validation, all of a patient in one; whoever was in one before stays there.
 
     New patients come in an order by the hash of their name, and go to validation while it has less than its share.
-
-    Args:
-        cases: at least two of different patients.
-        kept: the file that remembers the sections of patients.
-        share: of the patients that validation is to have.
-
-    Raises:
-        InputError: too few cases, or one of the sections would stay empty.
+    `kept` is the file that remembers the sections.
     """
     before: dict[str, str] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     patients = sorted({case.patient for case in cases})

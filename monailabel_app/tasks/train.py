@@ -67,11 +67,7 @@ class Options(BaseModel):
 
 
 class TISSNetTrainTask(TrainTask):
-    """Fine-tunes one model; runs in the process that MONAI Label starts for it, and ends its own when it is told to.
-
-    Args:
-        bundle: the model, with its folder of fine-tuned weights.
-    """
+    """Fine-tunes one model; runs in the process that MONAI Label starts for it, and ends its own when it is told to."""
 
     def __init__(self, bundle: ServedBundle) -> None:
         sources = " and ".join(bundle.source_modalities)
@@ -133,7 +129,7 @@ class TISSNetTrainTask(TrainTask):
         bundle = self.bundle
         bundle.refresh()
         parent = {"version": versions.served_number(own.parent, bundle.name), "sha256": bundle.sha256}
-        start = bundle.weights
+        start, localizer = bundle.weights, bundle.localizer
         cases, left_out = collect(datastore, bundle)
         for name, reason in left_out.items():
             logger.warning("left out: %s: %s", name, reason)
@@ -149,14 +145,12 @@ class TISSNetTrainTask(TrainTask):
             with_target = sum(case.target is not None for case in sections["training"])
             logger.info("training on %d case(s), %d with %s", counts[0], with_target, bundle.target_modality)
             logger.info("validating on %d case(s); %d left out", counts[1], len(left_out))
-            before = _measure(
-                self._fixed(start), sections["validation"], entries["validation"], options.device, "served"
-            )
+            validation = sections["validation"], entries["validation"], options.device
+            before = _measure(self._fixed(start), *validation, "served")
             environment = {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
             _run(command, bundle.folder, run / "training.log", environment)
-            localizer = _localizer_of(start, bundle.sha256)
             candidate = self._candidate(run, localizer)
-            after = _measure(candidate, sections["validation"], entries["validation"], options.device, "new")
+            after = _measure(candidate, *validation, "new")
             record: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "parent": parent,
@@ -256,8 +250,7 @@ def _measure(
                 [Path(file) for file in entry["image"]],
                 Path(folder),
                 case=case.case,
-                threshold=bundle.defaults["threshold"],
-                overlap=bundle.defaults["overlap"],
+                **bundle.defaults,
                 flips=False,
                 device=device,
             )
@@ -272,22 +265,8 @@ def _summary(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": record["number"], "best_metric": record["dice_after"], **{key: record[key] for key in keys}}
 
 
-def _localizer_of(weights: Path, digest: str) -> Path | None:
-    """The localizer that belongs to weights, by the record beside it."""
-    localizer = weights.parent / versions.LOCALIZER
-    record = localizer.with_suffix(".json")
-    if not localizer.is_file() or not record.is_file():
-        return None
-    known = json.loads(record.read_text(encoding="utf-8")).get("weights_sha256")
-    return localizer if known == digest else None
-
-
 def _run(command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
-    """Runs a command of the bundle, passes its lines on, and ends it with this process.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """Runs a command of the bundle, passes its lines on, and ends it with this process."""
     last: deque[str] = deque(maxlen=LINES_OF_AN_ERROR)
     errors: list[str] = []
     process = subprocess.Popen(

@@ -1,4 +1,7 @@
-"""Which names and files a request may carry: everything stays inside the store, and nothing else is read."""
+"""Which names and files a request may carry: everything stays inside the store, and nothing else is read.
+
+Each function returns what may be used, and refuses all else with an `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,7 @@ class Forbidden(InputError):
 
 
 def check_name(what: str, name: object, *, new: bool = False) -> str:
-    """A name that can only mean something inside the store.
-
-    Args:
-        what: what the name is of, for the message ("image", "tag").
-        new: whether a file will be made of it: then also what Windows does not take is refused.
-
-    Raises:
-        InputError: a path, a hidden or an endless name.
-    """
+    """A name that can only mean something inside the store; of a `new` file, one that Windows takes too."""
     text = name if isinstance(name, str) else ""
     if not text or len(text.encode(errors="replace")) > LONGEST_NAME:
         raise InputError(
@@ -50,12 +45,7 @@ def check_name(what: str, name: object, *, new: bool = False) -> str:
 
 
 def new_image_id(store: LocalDatastore, name: object) -> str:
-    """A name under which an image can be added: nothing of the store is overwritten.
-
-    Raises:
-        InputError: a name that the store would read back as another one.
-        Taken: the store has such an image.
-    """
+    """A name under which an image can be added: nothing of the store is overwritten."""
     image_id = check_name("image", name, new=True)
     if any(suffix in image_id.lower() for suffix in (".nii", ".nrrd", ".seg")):
         raise InputError("The name of the image holds the ending of a file (.nii, .nrrd): rename it without.")
@@ -66,12 +56,7 @@ def new_image_id(store: LocalDatastore, name: object) -> str:
 
 
 def known_image(store: LocalDatastore, image_id: object) -> str:
-    """The id, if the store has an image of it.
-
-    Raises:
-        InputError: not a name.
-        NotFound: no such image.
-    """
+    """The id, if the store has an image of it."""
     name = check_name("image", image_id)
     if name in store.list_images():
         return name
@@ -79,28 +64,17 @@ def known_image(store: LocalDatastore, image_id: object) -> str:
 
 
 def known_label(store: LocalDatastore, label_id: object, tag: object) -> Path:
-    """The file of a label in the store.
-
-    Raises:
-        InputError: not a name.
-        NotFound: no such label.
-    """
-    name, of = check_name("label", label_id), check_name("tag", tag)
-    if isinstance(store, DICOMWebDatastore):  # its own method downloads and converts whatever series is asked for
-        path = Path(LocalDatastore.get_label_uri(store, name, of) or "/")
-    else:
-        path = Path(store.get_label_uri(name, of) or "/")
+    """The file of a label in the store."""
+    names = check_name("label", label_id), check_name("tag", tag)
+    archive = isinstance(store, DICOMWebDatastore)  # whose own method downloads and converts whatever is asked for
+    path = Path((LocalDatastore.get_label_uri(store, *names) if archive else store.get_label_uri(*names)) or "/")
     if not path.is_file():
         raise NotFound("There is no such label on the server.")
     return path
 
 
 def check_session(session_id: object) -> str:
-    """A session's number in the one way it is written.
-
-    Raises:
-        NotFound: anything else.
-    """
+    """A session's number in the one way it is written."""
     text = session_id if isinstance(session_id, str) else ""
     try:
         if str(uuid.UUID(text)) == text:
@@ -111,11 +85,7 @@ def check_session(session_id: object) -> str:
 
 
 def suffix_of(filename: str | None, allowed: tuple[str, ...]) -> str:
-    """The ending of an uploaded file; its folders, which some clients send, are ignored.
-
-    Raises:
-        InputError: an ending that is not expected, or a name that climbs out of its folder.
-    """
+    """The ending of an uploaded file; its folders, which some clients send, are ignored."""
     parts = re.split(r"[\\/]", filename or "")
     if ".." in parts or not (filename or "").isprintable():
         raise InputError("The name of the uploaded file cannot be used.")
@@ -131,11 +101,7 @@ def stem_of(filename: str, suffix: str) -> str:
 
 
 def check_self_contained(path: Path) -> None:
-    """Refuses a .nrrd file whose header names another file, which a reader would open wherever it lies on the server.
-
-    Raises:
-        InputError: it does, or has no header.
-    """
+    """Refuses a .nrrd file whose header names another file, which a reader would open wherever it lies."""
     if not path.name.endswith(".nrrd"):
         return
     with path.open("rb") as file:

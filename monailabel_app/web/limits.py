@@ -83,11 +83,7 @@ class Limits(BaseSettings):
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """The limits with what the environment changes.
-
-        Raises:
-            ValueError: a variable that is not what is expected, in a sentence.
-        """
+        """The limits with what the environment changes."""
         try:
             return cls()
         except ValidationError as error:
@@ -98,12 +94,7 @@ class Limits(BaseSettings):
 
 @dataclass
 class Queue:
-    """Runs blocking work in threads, few at a time, with a bounded number of requests waiting.
-
-    Args:
-        running: pieces of work at once.
-        waiting: requests that may wait.
-    """
+    """Runs blocking work in threads, few at a time, with a bounded number of requests waiting."""
 
     running: int
     waiting: int
@@ -114,10 +105,7 @@ class Queue:
         self._threads = anyio.CapacityLimiter(self.running)
 
     async def run(self, work: Callable[[], Answer], gone: Callable[[], Any] | None = None) -> Answer:
-        """Waits for its turn, then runs `work` in a thread.
-
-        Args:
-            gone: asked when the turn has come: a true answer says that nobody waits for the result any more.
+        """Waits for its turn, then runs `work` in a thread, unless it is told that the client has `gone`.
 
         Raises:
             Busy: as many requests as may wait already do.
@@ -137,11 +125,7 @@ class Queue:
 class Guard:
     """The outermost ASGI layer: host, origin, number and size of requests; headers; errors that nobody else took.
 
-    Args:
-        app: what answers the requests that pass.
-        limits: the numbers.
-        origins: web pages, beside the server's own, that may call it (`https://viewer.hospital.example`).
-        prefix: what all addresses begin with.
+    `origins` are web pages, beside the server's own, that may call it (`https://viewer.hospital.example`).
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, origins: tuple[str, ...] = (), prefix: str = "") -> None:
@@ -167,17 +151,15 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *self._security(path)]}
             await send(message)
 
-        async def refuse(status: int, sentence: str, **more: str) -> None:
+        async def refuse(status: int, sentence: str, fields: dict[str, str] | None = None) -> None:
             await drain(receive, self.limits.upload_bytes)
-            fields = {key.replace("_", "-"): value for key, value in more.items()}
             await JSONResponse({"detail": sentence}, status, headers=fields)(scope, receive, sending)
 
         if refusal := self._foreign(headers, path):
             return await refuse(*refusal)
         if self.held >= self.limits.requests + INFO_REQUESTS * bool(INFO.fullmatch(path)):
-            return await refuse(
-                503, "The server has too many requests at once. Try again in a moment.", retry_after="1"
-            )
+            sentence = "The server has too many requests at once. Try again in a moment."
+            return await refuse(503, sentence, {"retry-after": "1"})
         most = self.limits.upload_bytes if UPLOADS.fullmatch(path) and method != "GET" else self.limits.json_bytes
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):

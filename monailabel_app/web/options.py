@@ -42,11 +42,7 @@ class Malformed(InputError):
 
 
 def json_object(text: str | bytes | None) -> dict[str, Any]:
-    """The object that a JSON text holds; nothing means an empty one.
-
-    Raises:
-        Malformed: not JSON, or not an object, or with numbers that are not finite.
-    """
+    """The object that a JSON text holds, without numbers that are not finite; nothing means an empty one."""
 
     def finite(number: str) -> float:
         if not math.isfinite(found := float(number)):
@@ -96,10 +92,6 @@ def _gpus(value: Any) -> str:
     raise InputError("The GPUs are not known: expected all, or numbers such as 0,1.")
 
 
-def _tag(value: Any) -> str:
-    return check_name("tag", value)
-
-
 def _tag_of_a_model(value: Any) -> str:
     tag = check_name("tag", value, new=True)
     if tag == DefaultLabelTag.FINAL.value:
@@ -119,7 +111,7 @@ Text = Annotated[ShortText, BeforeValidator(_first_of_one), AfterValidator(_no_p
 Texts = Annotated[list[Text], Field(max_length=LONGEST_LIST)]
 Device = Annotated[str, PlainValidator(_device)]
 GPUs = Annotated[str, PlainValidator(_gpus)]
-Tag = Annotated[str, PlainValidator(_tag)]
+Tag = Annotated[str, PlainValidator(partial(check_name, "tag"))]
 ModelTag = Annotated[str, PlainValidator(_tag_of_a_model)]
 
 
@@ -166,15 +158,8 @@ SAMPLING: dict[str, Any] = {"label_tag": Tag, "labels": Texts}
 def clean_options(sent: Mapping[str, Any], config: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a request that a model, trainer, strategy or scoring knows.
 
-    Clients send a config back whole, so a list of choices stands for its first one.
-
-    Args:
-        sent: what the client sent.
-        config: the options that `/info` shows, with their defaults or lists of choices.
-        kinds: further options, each with the kind of its value.
-
-    Raises:
-        InputError: an option that is not known, or a value that is not of its kind.
+    `config` is what `/info` shows: clients send it back whole, so a list of choices stands for its first one. `kinds`
+    are further options, with the kinds of their values.
     """
     known = {**kinds, **{key: _kind_of(key, default) for key, default in config.items()}}
     kept = {key: value for key, value in sent.items() if key not in DROPPED}
@@ -186,11 +171,7 @@ def clean_options(sent: Mapping[str, Any], config: Mapping[str, Any], kinds: Map
 
 
 def checked(sent: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as those of their kinds.
-
-    Raises:
-        InputError: one is not of its kind.
-    """
+    """Values as those of their kinds, all of which they have to be."""
     adapter: TypeAdapter[Any] = TypeAdapter(TypedDict("Options", dict(kinds), total=False))  # type: ignore[operator]
     try:
         return adapter.validate_python(sent)
@@ -229,11 +210,7 @@ def _choice(key: str, choices: Sequence[Any], value: Any) -> Any:
 
 
 def clean_info(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client wants kept beside an image or label: anything small, but nothing the store itself writes.
-
-    Raises:
-        InputError: a reserved name, a list of segments that is none, or too much.
-    """
+    """What a client wants kept beside an image or label: anything small, but nothing the store itself writes."""
     if reserved := sorted(set(sent) & set(RESERVED_INFO)):
         raise InputError(f"The information {', '.join(reserved)} is the server's own and cannot be changed.")
     info = {**sent, **checked({k: v for k, v in sent.items() if k == "label_info"}, {"label_info": Segments})}
@@ -242,11 +219,7 @@ def clean_info(sent: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_info(info: Mapping[str, Any]) -> None:
-    """Whether the store's list can be read again with this information in it.
-
-    Raises:
-        InputError: too deep or too long, or with letters that cannot be written.
-    """
+    """Refuses information with which the store's list could not be read again: deep, long, or of broken letters."""
     if not _within(info, DEEPEST_INFO):
         raise InputError(f"The information has too many levels: expected at most {DEEPEST_INFO}.")
     try:

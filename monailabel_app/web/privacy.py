@@ -21,9 +21,7 @@ _SALT = secrets.token_bytes(16)
 class Mask(logging.Filter):
     """A filter of handlers: drops the lines that are about one request and masks the store's names in all others.
 
-    Args:
-        names: gives the names to mask (ids of images, patients) at the moment of a line.
-        folders: paths of the server that the log need not repeat.
+    `names` gives those of images and patients at the moment of a line; `folders` need not be repeated either.
     """
 
     def __init__(self, names: Callable[[], Iterable[str]], folders: Iterable[str] = ()) -> None:

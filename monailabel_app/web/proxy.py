@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from monailabel_app.errors import InputError, NotFound
+from monailabel_app.store.dicom_store import credentials
 from monailabel_app.web.routes_store import check_free
 
 CHUNK = 1024**2
@@ -41,8 +42,10 @@ async def proxy(request: Request, path: str) -> Response:
     if not isinstance(app_instance().datastore(), DICOMWebDatastore):
         raise NotFound("This server has no DICOM archive: its images are files.")
     service, _, rest = path.partition("/")
-    target = archive_path(service, rest) if service in ("wado", "qido", "stow") else archive_path("", path)
-    if request.method == "POST" and not STORED.fullmatch(rest if service in ("wado", "qido", "stow") else path):
+    if service not in ("wado", "qido", "stow"):
+        service, rest = "", path
+    target = archive_path(service, rest)
+    if request.method == "POST" and not STORED.fullmatch(rest):
         raise InputError("Only DICOM files can be sent to the archive, to its studies.")
     threads: anyio.CapacityLimiter = request.app.state.archive
     with tempfile.SpooledTemporaryFile(IN_MEMORY) as body:
@@ -59,7 +62,7 @@ async def proxy(request: Request, path: str) -> Response:
             f"{settings.MONAI_LABEL_STUDIES.rstrip('/')}/{target}",
             params=request.url.query or None,
             headers={key: request.headers[key] for key in SENT_HEADERS if key in request.headers},
-            auth=_credentials(),
+            auth=credentials(),
             data=body if size else None,
             stream=True,
             allow_redirects=False,
@@ -81,17 +84,13 @@ async def _parts(answer: requests.Response, threads: anyio.CapacityLimiter) -> A
 
 
 def archive_path(service: str, path: str) -> str:
-    """Where in the archive a request goes.
-
-    Raises:
-        InputError: a path that leaves the archive's DICOMweb root, however it is written.
-    """
+    """Where in the archive a request goes; refuses a path that leaves its DICOMweb root, however it is written."""
     plain = path
     for _ in range(3):
         plain = unquote(plain)
-    if plain != path or not re.fullmatch(r"[\w.,/-]*", path, re.ASCII) or {"", ".", ".."} & set(path.split("/")[:-1]):
-        raise InputError("This is no address of the image archive.")
-    if path.split("/")[-1] in (".", ".."):
+    *folders, last = path.split("/")
+    climbs = {"", ".", ".."} & {*folders} or last in (".", "..")
+    if plain != path or not re.fullmatch(r"[\w.,/-]*", path, re.ASCII) or climbs:
         raise InputError("This is no address of the image archive.")
     prefixes = {
         "wado": settings.MONAI_LABEL_WADO_PREFIX,
@@ -101,8 +100,3 @@ def archive_path(service: str, path: str) -> str:
     # OHIF asks for metadata through the search service.
     prefix = prefixes["wado"] if service == "qido" and path.endswith("metadata") else prefixes.get(service)
     return f"{prefix}/{path}" if prefix else path
-
-
-def _credentials() -> tuple[str, str] | None:
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    return (user, password) if user and password else None

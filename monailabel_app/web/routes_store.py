@@ -1,7 +1,4 @@
-"""Images, labels and sessions: MONAI Label's /datastore and /session with every name and file checked.
-
-Most handlers are plain functions, which FastAPI runs in threads.
-"""
+"""Images, labels and sessions: MONAI Label's /datastore and /session with every name and file checked."""
 
 from __future__ import annotations
 
@@ -48,8 +45,7 @@ _changes = threading.Lock()  # between a look at what the store has and the chan
 class ArchiveStatus:
     """How much an archive holds, as it says within a few seconds, or else as it said last.
 
-    Args:
-        ask: what asks the archive; one thread at a time waits in it, however many requests want to know.
+    One thread at a time waits for the archive, however many requests want to know.
     """
 
     def __init__(self, ask: Callable[[], Mapping[str, Any]]) -> None:
@@ -80,15 +76,7 @@ class ArchiveStatus:
 
 
 def check_free(size: int, *folders: str | Path) -> None:
-    """Refuses what the server's disks have no room for.
-
-    Args:
-        size: in bytes, of what is written in each of the folders.
-        folders: they need not be there yet.
-
-    Raises:
-        HTTPException: 507, less than `FREE_BYTES` would be left.
-    """
+    """Refuses with 507 to write so many bytes in each folder (which need not be there yet), if the disk has no room."""
     for folder in map(Path, folders):
         there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         if shutil.disk_usage(there).free < FREE_BYTES + size * len(folders):  # they may lie on one disk
@@ -98,11 +86,7 @@ def check_free(size: int, *folders: str | Path) -> None:
 
 @contextmanager
 def received(upload: UploadFile, suffix: str, *folders: str | Path) -> Iterator[Path]:
-    """An uploaded file on the disk, under a name that says nothing, for as long as the request needs it.
-
-    Args:
-        folders: where a copy of it will be kept.
-    """
+    """An uploaded file, under a name that says nothing, while the request needs it; copies go to the folders."""
     with tempfile.TemporaryDirectory(prefix="tissnet_request_") as folder:
         path = Path(folder) / f"image{suffix}"
         check_free(upload.size or 0, folder, *folders)
@@ -300,12 +284,12 @@ def sessions() -> Sessions:
     return found
 
 
-def session_image(session_id: str) -> str:
-    """The file that a session holds."""
-    found = sessions().get_session(isolation.check_session(session_id))
+def session_of(session_id: str, *, update_ts: bool = True) -> Any:
+    """What is known of a session."""
+    found = sessions().get_session(isolation.check_session(session_id), update_ts=update_ts)
     if found is None:
         raise NotFound("There is no such session, or it has ended: send the image again.")
-    return str(found.image)
+    return found
 
 
 def _shown(session: Any) -> dict[str, Any]:
@@ -336,17 +320,13 @@ def create_session(
 @router.get("/session/{session_id}", response_model=None)
 def get_session(session_id: str, update_ts: bool = False, image: bool = False) -> Any:
     """What is known of a session, or its image."""
-    found = sessions().get_session(isolation.check_session(session_id), update_ts=update_ts)
-    if found is None:
-        raise NotFound("There is no such session, or it has ended: send the image again.")
+    found = session_of(session_id, update_ts=update_ts)
     return _file(found.image) if image else _shown(found)
 
 
 @router.delete("/session/{session_id}")
 def remove_session(session_id: str) -> dict[str, Any]:
     """Ends a session and removes its image."""
-    found = sessions().get_session(isolation.check_session(session_id))
-    if found is None:
-        raise NotFound("There is no such session, or it has ended.")
+    found = session_of(session_id)
     sessions().remove_session(session_id)
     return _shown(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -42,17 +42,19 @@ from monailabel_app.web.options import (
     clean_options,
     json_object,
 )
-from monailabel_app.web.routes_store import check_scan, datastore, received, session_image
+from monailabel_app.web.routes_store import check_scan, datastore, received, session_of
 
 logger = logging.getLogger(__name__)
 
 MOST_SUBMITTED = 8  # background tasks that wait for their turn
 TASKS = {
     "model": ("_infers", "model"),
-    "trainer": ("_trainers", "model that can be trained"),
-    "strategy": ("_strategies", "strategy"),
+    "train": ("_trainers", "model that can be trained"),
     "scoring": ("_scoring_methods", "way of scoring"),
+    "strategy": ("_strategies", "strategy"),
 }
+# Of the tasks of a kind: what a request calls the one that is meant, and its options beside those of `/info`.
+STARTED: dict[str, tuple[str, dict[str, Any]]] = {"train": ("model", TRAINING), "scoring": ("method", SCORING)}
 BATCH_DEFAULTS = {"save_label": True, "multi_gpu": False, "max_workers": 1, "max_batch_size": 0}
 
 router = APIRouter()
@@ -61,11 +63,7 @@ Output = Literal["image", "json", "all", "dicom_seg"]
 
 
 def task_of(kind: str, name: str) -> Any:
-    """A model, trainer, strategy or scoring of the app by its name.
-
-    Raises:
-        NotFound: there is none of that name.
-    """
+    """A model, trainer, strategy or scoring of the app by its name."""
     attribute, called = TASKS[kind]
     found = getattr(app_instance(), attribute)
     if name not in found:
@@ -132,7 +130,7 @@ def _asked(
         check_scan(path)
         asked |= {"upload": str(path), "save_label": False}
     elif session_id:
-        asked |= {"upload": session_image(session_id), "save_label": False}
+        asked |= {"upload": str(session_of(session_id).image), "save_label": False}
     else:
         asked["image"] = isolation.known_image(datastore(), image)
     return asked
@@ -141,11 +139,9 @@ def _asked(
 def _infer(asked: dict[str, Any], output: str | None, label_info: Any) -> Response:
     """Runs the app and packs its answer; no file of it is left."""
     result = app_instance().infer(asked)
-    params, kept = result.get("params") or {}, None
-    mask = Path(str(result.get("file") or ""))
-    if not mask.is_file():
-        kept = isolation.known_label(datastore(), result.get("label"), result.get("tag"))
-        mask = kept
+    params, mask = result.get("params") or {}, Path(str(result.get("file") or ""))
+    if kept := not mask.is_file():
+        mask = isolation.known_label(datastore(), result.get("label"), result.get("tag"))
     try:
         if output == "json":
             return JSONResponse(params)
@@ -154,14 +150,11 @@ def _infer(asked: dict[str, Any], output: str | None, label_info: Any) -> Respon
             return _attached(content, name, get_mime_type(name))
         if output == "dicom_seg":
             return _dicom_seg(str(asked["image"]), mask, label_info, asked["model"], params)
-        fields = {
-            "params": (None, json.dumps(params), "application/json"),
-            "image": (name, content, get_mime_type(name)),
-        }
-        encoder = MultipartEncoder(fields=fields)
+        image = (name, content, get_mime_type(name))
+        encoder = MultipartEncoder({"params": (None, json.dumps(params), "application/json"), "image": image})
         return Response(encoder.to_string(), media_type=encoder.content_type)
     finally:
-        if kept is None:
+        if not kept:
             mask.unlink(missing_ok=True)
 
 
@@ -182,49 +175,18 @@ def _attached(content: bytes, name: str, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"content-disposition": f'attachment; filename="{name}"'})
 
 
-def _start(method: str, asked: dict[str, Any], *, run_sync: bool, enqueue: bool = False) -> Callable[[], Any]:
-    """What starts one of MONAI Label's background tasks; with `run_sync`, what waits for it."""
-
-    def start() -> Any:
-        submitted = sum(1 for task in list(tasks(method)) if task["status"] == "SUBMITTED")
-        if (processes(method) and not enqueue) or submitted >= MOST_SUBMITTED:
-            raise Busy(f"A task of this kind ({method.replace('_', ' ')}) is running: wait for its end, or stop it.")
-        found, _ = AsyncTask.run(method, request=asked, force_sync=run_sync, enqueue=enqueue)
-        return _shown(found) if not run_sync else found
-
-    return start
+def _start(method: str, asked: dict[str, Any], *, run_sync: bool, enqueue: bool = False) -> Any:
+    """Starts one of MONAI Label's background tasks; with `run_sync`, waits for it."""
+    submitted = sum(1 for task in list(tasks(method)) if task["status"] == "SUBMITTED")
+    if (processes(method) and not enqueue) or submitted >= MOST_SUBMITTED:
+        raise Busy(f"A task of this kind ({method.replace('_', ' ')}) is running: wait for its end, or stop it.")
+    found, _ = AsyncTask.run(method, request=asked, force_sync=run_sync, enqueue=enqueue)
+    return found if run_sync else _shown(found)
 
 
-async def _run(request: Request, start: Callable[[], Any], run_sync: bool) -> Any:
+async def _run(request: Request, method: str, asked: dict[str, Any], run_sync: bool, enqueue: bool = False) -> Any:
+    start = partial(_start, method, asked, run_sync=run_sync, enqueue=enqueue)
     return await (request.app.state.synchronous.run(start) if run_sync else run_in_threadpool(start))
-
-
-def _of_each(kind: str, body: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of every task of a kind, which the body has under its name.
-
-    Raises:
-        InputError: a name that is none of them, or options that one of them does not take.
-    """
-    attribute, called = TASKS[kind]
-    known = dict(getattr(app_instance(), attribute))
-    if set(body) - set(known) - set(DROPPED):
-        raise InputError(f"There is no {called} of such a name: expected {', '.join(known) or 'none: it has none'}.")
-    asked = {}
-    for name, task in known.items():
-        options = body.get(name) or {}
-        if not isinstance(options, dict):
-            raise InputError(f"The options of {name} are not an object of names and values.")
-        asked[name] = clean_options(options, config_of(task), kinds)
-    return asked
-
-
-async def _run_each(request: Request, method: str, asked: Mapping[str, dict[str, Any]], run_sync: bool) -> Any:
-    """Starts one task after the other; they run in this order."""
-    result = {}
-    for name, options in asked.items():
-        start = _start(method, options, run_sync=run_sync, enqueue=True)
-        result[name] = {"result": await _run(request, start, run_sync), "detail": None}
-    return result
 
 
 def _shown(task: Any) -> Any:
@@ -232,15 +194,14 @@ def _shown(task: Any) -> Any:
     return {key: list(value) if key == "details" else value for key, value in dict(task).items()} if task else task
 
 
-def _status(method: str, every: bool, running: bool) -> Any:
+def _status(method: str, all: bool = False, check_if_running: bool = False) -> Any:
     known = [_shown(task) for task in list(tasks(method))]
-    if running:
+    if check_if_running:
         known = [task for task in known if task["id"] in processes(method)]
     if not known:
-        raise NotFound(
-            f"No task of this kind ({method.replace('_', ' ')}) {'is running' if running else 'was started'}."
-        )
-    return known if every and not running else known[-1]
+        state = "is running" if check_if_running else "was started"
+        raise NotFound(f"No task of this kind ({method.replace('_', ' ')}) {state}.")
+    return known if all and not check_if_running else known[-1]
 
 
 def _stop(method: str) -> Any:
@@ -253,9 +214,9 @@ def _stop(method: str) -> Any:
     return _shown(stopped)
 
 
-@router.get("/batch/infer")
-def batch_status(all: bool = False, check_if_running: bool = False) -> Any:
-    return _status("batch_infer", all, check_if_running)
+for _path, _method in (("/batch/infer", "batch_infer"), ("/train/", "train"), ("/scoring/", "scoring")):
+    router.add_api_route(_path, partial(_status, _method), methods=["GET"])
+    router.add_api_route(_path, partial(_stop, _method), methods=["DELETE"])
 
 
 @router.post("/batch/infer/{model}")
@@ -269,64 +230,55 @@ async def batch(
     """Runs a model over the store, in the background."""
     options = clean_options(body, config_of(task_of("model", model)), BATCH)
     asked = {"images": images} | BATCH_DEFAULTS | options | {"model": model, "logging": "WARNING"}
-    return await _run(request, _start("batch_infer", asked, run_sync=run_sync), run_sync)
+    return await _run(request, "batch_infer", asked, run_sync)
 
 
-@router.delete("/batch/infer")
-def batch_stop() -> Any:
-    return _stop("batch_infer")
+async def _run_each(request: Request, kind: str, body: Mapping[str, Any], run_sync: bool) -> Any:
+    """Starts every task of a kind, one after the other, each with the options that the body has under its name."""
+    key, kinds = STARTED[kind]
+    attribute, called = TASKS[kind]
+    known = dict(getattr(app_instance(), attribute))
+    if set(body) - set(known) - set(DROPPED):
+        raise InputError(f"There is no {called} of such a name: expected {', '.join(known) or 'none: it has none'}.")
+    asked = []
+    for name, task in known.items():
+        options = body.get(name) or {}
+        if not isinstance(options, dict):
+            raise InputError(f"The options of {name} are not an object of names and values.")
+        asked.append(clean_options(options, config_of(task), kinds) | {key: name})
+    return {each[key]: {"result": await _run(request, kind, each, run_sync, True), "detail": None} for each in asked}
 
 
-@router.get("/train/")
-def train_status(all: bool = False, check_if_running: bool = False) -> Any:
-    return _status("train", all, check_if_running)
+async def _run_one(
+    request: Request, kind: str, name: str, body: Mapping[str, Any], run_sync: bool, enqueue: bool = False
+) -> Any:
+    key, kinds = STARTED[kind]
+    options = clean_options(body, config_of(task_of(kind, name)), kinds)
+    return await _run(request, kind, options | {key: name}, run_sync, enqueue)
 
 
 @router.post("/train/")
 async def train_all(request: Request, body: Body, run_sync: bool = False) -> Any:
-    """Trains every model, one after the other, each with the options that the body has under its name."""
-    asked = _of_each("trainer", body, TRAINING)
-    every = {name: options | {"model": name} for name, options in asked.items()}
-    return await _run_each(request, "train", every, run_sync)
+    """Trains every model, in the background."""
+    return await _run_each(request, "train", body, run_sync)
 
 
 @router.post("/train/{model}")
 async def train(request: Request, model: str, body: Body, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Trains one model, in the background."""
-    options = clean_options(body, config_of(task_of("trainer", model)), TRAINING)
-    start = _start("train", options | {"model": model}, run_sync=run_sync, enqueue=enqueue)
-    return await _run(request, start, run_sync)
-
-
-@router.delete("/train/")
-def train_stop() -> Any:
-    return _stop("train")
-
-
-@router.get("/scoring/")
-def scoring_status(all: bool = False, check_if_running: bool = False) -> Any:
-    return _status("scoring", all, check_if_running)
+    return await _run_one(request, "train", model, body, run_sync, enqueue)
 
 
 @router.post("/scoring/")
 async def score_all(request: Request, body: Body, run_sync: bool = False) -> Any:
-    """Runs every way of scoring, each with the options that the body has under its name."""
-    asked = _of_each("scoring", body, SCORING)
-    every = {name: options | {"method": name} for name, options in asked.items()}
-    return await _run_each(request, "scoring", every, run_sync)
+    """Compares labels of the store in every way, in the background."""
+    return await _run_each(request, "scoring", body, run_sync)
 
 
 @router.post("/scoring/{method}")
 async def score(request: Request, method: str, body: Body, run_sync: bool = False) -> Any:
     """Compares labels of the store, in the background."""
-    options = clean_options(body, config_of(task_of("scoring", method)), SCORING)
-    start = _start("scoring", options | {"method": method}, run_sync=run_sync)
-    return await _run(request, start, run_sync)
-
-
-@router.delete("/scoring/")
-def scoring_stop() -> Any:
-    return _stop("scoring")
+    return await _run_one(request, "scoring", method, body, run_sync)
 
 
 @router.post("/activelearning/{strategy}")

@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 PANEL_COOKIE = "MONAILABEL_SERVER_URL"
+ANSWERED = (InputError, Busy, MONAILabelException, requests.RequestException, HTTPException, RequestValidationError)
 STATUSES = ((NotFound, 404), (Malformed, 400), (Taken, 409), (Forbidden, 403), (InputError, 422))
 SENTENCES = {
     400: "The request cannot be read.",
@@ -95,10 +96,8 @@ def model_file(model: str) -> FileResponse:
 @router.get("/")
 def root() -> RedirectResponse:
     """The viewer where there is a DICOM archive to view, or else what the app offers."""
-    viewer = isinstance(app_instance().datastore(), DICOMWebDatastore)
-    return RedirectResponse(
-        f"{settings.MONAI_LABEL_API_STR}/ohif/" if viewer else f"{settings.MONAI_LABEL_API_STR}/info/"
-    )
+    page = "ohif" if isinstance(app_instance().datastore(), DICOMWebDatastore) else "info"
+    return RedirectResponse(f"{settings.MONAI_LABEL_API_STR}/{page}/")
 
 
 @router.post("/auth/token")
@@ -154,22 +153,20 @@ class Viewer(StaticFiles):
 
 def sweep_sessions(sessions: Sessions | None) -> None:
     """Removes half-written sessions of a killed server: MONAI Label's own clean-up fails at the first one."""
-    folder = Path(sessions.store_path) if sessions is not None else Path("/nowhere")
-    for path in folder.iterdir() if folder.is_dir() else ():
+    if sessions is None or not os.path.isdir(sessions.store_path):
+        return
+    for path in Path(sessions.store_path).iterdir():
         try:
             uuid.UUID(path.name)
-            whole = sessions.get_session(path.name, update_ts=False) is not None  # type: ignore[union-attr]
+            whole = sessions.get_session(path.name, update_ts=False) is not None
         except ValueError:  # a folder that is no session, or a description that is no JSON
             whole = False
         if not whole and path.is_dir():
-            sessions.remove_session(path.name)  # type: ignore[union-attr]
+            sessions.remove_session(path.name)
 
 
 def create_app(limits: Limits | None = None) -> FastAPI:
-    """The application of MONAI Label's settings.
-
-    Args:
-        limits: in place of those of the environment.
+    """The application of MONAI Label's settings, with other limits than those of the environment where given.
 
     Raises:
         ValueError: a setting that this server cannot follow.
@@ -211,6 +208,7 @@ def create_app(limits: Limits | None = None) -> FastAPI:
         openapi_url=None,
         form_limits={"max_files": MOST_FILES, "max_fields": MOST_FIELDS},
         lifespan=lifespan,
+        exception_handlers=dict.fromkeys(ANSWERED, answer_error),
         middleware=[
             Middleware(Guard, limits=limits, origins=origins, prefix=settings.MONAI_LABEL_API_STR),
             Middleware(
@@ -228,15 +226,6 @@ def create_app(limits: Limits | None = None) -> FastAPI:
         fast.include_router(part, prefix=prefix)
     fast.mount(f"{prefix}/ohif", Viewer(directory=STATIC / "ohif", html=True), name="ohif")
     fast.mount(f"{prefix}/static", StaticFiles(directory=STATIC), name="static")
-    for error in (
-        InputError,
-        Busy,
-        MONAILabelException,
-        requests.RequestException,
-        HTTPException,
-        RequestValidationError,
-    ):
-        fast.add_exception_handler(error, answer_error)
     return fast
 
 
@@ -258,12 +247,9 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, MONAILabelException) and error.error == MONAILabelError.INVALID_INPUT:
         status, sentence = 422, "The server cannot do this request: its model, method or options are not known."
     elif isinstance(error, requests.RequestException):
-        found = getattr(error.response, "status_code", None)
-        status, sentence = (
-            (404, "The image archive has no such series.")
-            if found == 404
-            else (502, "The image archive does not answer: tell who runs it.")
-        )
+        status, sentence = 502, "The image archive does not answer: tell who runs it."
+        if getattr(error.response, "status_code", None) == 404:
+            status, sentence = 404, "The image archive has no such series."
         logger.warning("the archive failed: %s", type(error).__name__)
     else:
         raise error

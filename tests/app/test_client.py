@@ -108,9 +108,10 @@ def test_upload_then_infer(client, tmp_path):
 def test_save_download_and_score_a_label(client, server, store, tmp_path):
     mask, _ = client.infer("tissnet_vs", ODD, SLICER | {"save_label": True})
     for tag in ("final", "second reader"):
-        assert client.save_label(ODD, mask, tag, {"label_info": [{"name": "vestibular schwannoma", "idx": 1}]})
-        saved = sitk.GetArrayFromImage(sitk.ReadImage(client.download_label(ODD, tag)))
-        assert np.array_equal(saved, sitk.GetArrayFromImage(sitk.ReadImage(mask)))
+        info = {"label_info": [{"name": "vestibular schwannoma", "idx": 1}]}
+        assert client.save_label(ODD, mask, tag, info)["label"] == ODD
+        assert Path(client.download_label(ODD, tag)).read_bytes() == Path(mask).read_bytes()
+    assert {"final", "second reader"} <= client.datastore()["objects"][ODD]["labels"].keys()
     result = requests.post(f"{server}/scoring/dice?run_sync=true", json={}, timeout=120)
     assert result.status_code == 200, result.text
     assert result.json()["cases"][ODD]["dice"] == 1.0
@@ -120,7 +121,8 @@ def test_save_download_and_score_a_label(client, server, store, tmp_path):
 def test_session(client, tmp_path):
     file = save_phantom(tmp_path, "session scan.nii.gz", 8)
     session = client.create_session(str(file))["session_id"]
-    assert client.get_session(session)["name"] == session
+    known = client.get_session(session)
+    assert known["name"] == session and known["path"] == "" and "/" not in known["image"]
     mask, params = client.infer("tissnet_vs", "", SLICER, session_id=session)
     assert Path(mask).stat().st_size > 0
     assert "extra" not in params  # nothing of a session stays in the store
@@ -183,6 +185,7 @@ BROKEN = {
     "a scan of NaN": (lambda: nifti(np.full((64, 64, 12), np.nan, np.float32)), "NaN"),
     "a scan with an infinite voxel": (lambda: nifti(np.where(NOISE > 998, np.inf, NOISE).astype(np.float32)), "NaN"),
     "a scan of zeros": (lambda: nifti(np.zeros((64, 64, 12), np.int16)), "constant or empty"),
+    "a scan of one value": (lambda: nifti(np.full((64, 64, 12), 7, np.int16)), "constant or empty"),
     "one slice": (lambda: nifti(NOISE[..., :1]), "at least 5 slices"),
     "a series of volumes": (lambda: nifti(np.stack([NOISE] * 3, -1)), "4 dimensions"),
     "slices of 10000 x 10000": (lambda: absurd((10000, 10000, 12)), "10000 x 10000 x 12 voxels"),

@@ -1,6 +1,5 @@
 """Tests of scripts.data.case: what makes a case finished, what is refused, and what a killed run leaves."""
 
-import hashlib
 import json
 import os
 import signal
@@ -14,11 +13,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from made.files import save
+from made.outcomes import digest
 from made.tcia import write_patient
 
 from scripts.data import case as preparation
 from scripts.data.case import Facts, Job, is_alive, run_jobs
 from scripts.data.volume import CaseError, refuse
+from scripts.prepare import main
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 NAMES = ("T2", "label")
@@ -37,8 +39,8 @@ def write_case(case: str, log: Path, source: Path, tumor: bool, folder: Path) ->
     rng = np.random.default_rng(int(text))
     mask = np.zeros((8, 9, 6), np.uint8)
     mask[3:6, 3:6, 2:4] = tumor
-    nib.save(nib.Nifti1Image(rng.integers(500, 900, mask.shape).astype(np.int16), AFFINE), folder / f"{case}_T2.nii.gz")
-    nib.save(nib.Nifti1Image(mask, AFFINE), folder / f"{case}_label.nii.gz")
+    save(folder / f"{case}_T2.nii.gz", rng.integers(500, 900, mask.shape).astype(np.int16), AFFINE)
+    save(folder / f"{case}_label.nii.gz", mask, AFFINE)
     return Facts({"text": text}, ["looks odd"] if text == "3" else [])
 
 
@@ -63,23 +65,14 @@ def made(tmp_path: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def digest(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_a_case_and_its_record(tmp_path):
     (outcome,) = run(tmp_path, jobs_of(tmp_path, {"a": "3"}))
     assert not outcome.problems and not outcome.reused
     # 3 x 3 x 2 voxels of 2 mm3.
     assert (outcome.tumor_mm3, outcome.shape, outcome.spacing) == (36.0, (8, 9, 6), (1.0, 1.0, 2.0))
     assert outcome.facts == Facts({"text": "3"}, ["looks odd"])
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == [
-        "a",
-        "a.json",
-        "a_T2.nii.gz",
-        "a_label.nii.gz",
-    ]
+    names = ["a", "a.json", "a_T2.nii.gz", "a_label.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == names
     record = json.loads((tmp_path / "out/a/a.json").read_text())
     assert record["files"] == {name: text for name, text in digest(tmp_path / "out/a").items() if name != "a.json"}
 
@@ -92,13 +85,7 @@ def test_finished_cases_are_known_by_content(tmp_path):
     again = run(tmp_path, jobs_of(tmp_path, {"a": "1", "b": "2"}))
     assert made(tmp_path) == ["a", "b"]
     assert [outcome.reused for outcome in again] == [True, True]
-    for one, other in zip(first, again, strict=True):
-        assert (one.facts, one.tumor_mm3, one.shape, one.spacing) == (
-            other.facts,
-            other.tumor_mm3,
-            other.shape,
-            other.spacing,
-        )
+    assert [replace(outcome, reused=False) for outcome in again] == first
     assert digest(tmp_path / "out") == files
 
 
@@ -152,12 +139,8 @@ def test_a_new_version_makes_all_again(tmp_path, monkeypatch):
 def test_errors_cost_their_case_alone(tmp_path):
     texts = {"a": "1", "b": "raise value", "c": "raise volume", "d": "2"}
     outcomes = run(tmp_path, jobs_of(tmp_path, texts))
-    assert [[problem.check for problem in outcome.problems] for outcome in outcomes] == [
-        [],
-        ["unexpected error"],
-        ["gap"],
-        [],
-    ]
+    checks = [[problem.check for problem in outcome.problems] for outcome in outcomes]
+    assert checks == [[], ["unexpected error"], ["gap"], []]
     assert outcomes[1].problems[0].found == "ValueError: no sense"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "d"]
 
@@ -193,12 +176,9 @@ def test_a_full_disk_ends_the_run(tmp_path, workers):
 
 
 @pytest.mark.parametrize("readable", [True, False])
-@pytest.mark.parametrize("content", [None, '{"Manufacturer": "somebody"}', '{"identity": {}, "files": {}}', "[]"])
-def test_a_foreign_folder_is_not_replaced(tmp_path, content, readable):
+def test_a_foreign_folder_is_not_replaced(tmp_path, readable):
     (tmp_path / "out/a").mkdir(parents=True)
     (tmp_path / "out/a/notes.txt").write_text("mine")
-    if content is not None:
-        (tmp_path / "out/a/a.json").write_text(content)
     jobs = jobs_of(tmp_path, {"a": "1"})
     if not readable:
         jobs[0].files["T2"][0].unlink()
@@ -224,24 +204,16 @@ def test_two_cases_of_one_name(tmp_path):
         run(tmp_path, [*jobs, *jobs])
 
 
-@pytest.mark.parametrize(("keep", "checks"), [(False, ["empty mask"]), (True, [])])
-def test_an_empty_mask(tmp_path, keep, checks):
-    (outcome,) = run(tmp_path, jobs_of(tmp_path, {"a": "1"}, tumor=False), keep_empty=keep)
-    assert [problem.check for problem in outcome.problems] == checks
-    assert outcome.facts.warnings == (["no tumor: the mask is empty"] if keep else [])
+def test_an_empty_mask_that_is_legal_is_told(tmp_path):
+    (outcome,) = run(tmp_path, jobs_of(tmp_path, {"a": "1"}, tumor=False), keep_empty=True)
+    assert not outcome.problems and outcome.facts.warnings == ["no tumor: the mask is empty"]
 
 
 def test_a_header_without_orientation_is_told(tmp_path):
     def write(folder):
-        facts = jobs_of(tmp_path, {"a": "1"})[0].write(folder)
-        image = nib.load(folder / "a_T2.nii.gz")
-        image.set_sform(AFFINE, code=0)
-        image.set_qform(AFFINE, code=0)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder / "a_T2.nii.gz")
-        nib.save(
-            nib.Nifti1Image(np.asarray(nib.load(folder / "a_label.nii.gz").dataobj), None), folder / "a_label.nii.gz"
-        )
-        return facts
+        voxels = np.random.default_rng(0).integers(500, 900, (8, 9, 6)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, None), folder / "a_T2.nii.gz")
+        return Facts()
 
     (tmp_path / "out").mkdir()
     (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", ("T2",), title="test")
@@ -255,10 +227,8 @@ def test_several_problems_of_a_case(tmp_path):
 
     (tmp_path / "out").mkdir()
     (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", NAMES, title="test")
-    assert [problem.row for problem in outcome.problems] == [
-        ("a", "gap", "2 mm", "1 mm"),
-        ("a", "spacing", "0 mm", "more"),
-    ]
+    rows = [("a", "gap", "2 mm", "1 mm"), ("a", "spacing", "0 mm", "more")]
+    assert [problem.row for problem in outcome.problems] == rows
 
 
 def test_workers_do_not_matter(tmp_path):
@@ -285,27 +255,27 @@ def test_a_process_that_nobody_waited_for_is_not_alive():
 def test_a_killed_run_goes_on_where_it_was(tmp_path, source):
     """SIGKILL in the middle of real preparation; the second run gives what one run gives, byte by byte."""
     if source == "vs_seg":
-        for number in range(1, 6):
+        for number in (1, 2, 4):  # The first is registered.
             write_patient(tmp_path / "download", number, size="tiny", extras=number % 2 == 0)
         arguments = ["--input", str(tmp_path / "download")]
     else:
-        arguments = ["--training", "4", "--validation", "1", "--testing", "0"]
-    command = [sys.executable, "-m", "scripts.prepare", source, *arguments, "--workers", "2", "--output"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments = ["--training", "2", "--validation", "1", "--testing", "0"]
     whole, out = tmp_path / "whole", tmp_path / "out"
-    subprocess.run([*command, str(whole)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
-    killed = subprocess.Popen([*command, str(out)], cwd=BUNDLE, env=environment, stderr=subprocess.DEVNULL)
+    assert main([source, *arguments, "--workers", "1", "--output", str(whole)]) == 0
+    command = [sys.executable, "-m", "scripts.prepare", source, *arguments, "--workers", "2", "--output", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=BUNDLE, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
-    assert 0 < len(finished) < 5 and not (out / "datalist.json").exists()
+    assert 0 < len(finished) < 3 and not (out / "datalist.json").exists()
     # Orphaned workers notice and end, after the library call they are in.
     workers = [int(path.name.split("_")[1]) for path in out.glob(".partial_*")]
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    subprocess.run([*command, str(out)], cwd=BUNDLE, check=True, capture_output=True, env=environment)
+    assert main([source, *arguments, "--workers", "1", "--output", str(out)]) == 0
     assert digest(out) == digest(whole)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished

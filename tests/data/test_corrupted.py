@@ -85,7 +85,6 @@ def whole(request, tmp_path_factory):
     """Source, folder with `in` and `out` of an undamaged download."""
     source, make = DOWNLOADS[request.param]
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "in").mkdir()
     make(folder / "in")
     assert prepared(source, folder) == (0, [])
     return source, folder
@@ -163,7 +162,6 @@ def test_damage_is_told_or_harmless(whole, tmp_path):
 
 def test_a_bit_of_compressed_voxels_is_told(tmp_path):
     """gzip says so itself, at the end of the file."""
-    (tmp_path / "in").mkdir()
     brats(tmp_path / "in")
     path = next((tmp_path / "in").rglob("*-t2w.nii.gz"))
     data, right = bytearray(path.read_bytes()), np.asarray(nib.load(path).dataobj)

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from made.outcomes import error_of
 from scipy.spatial.transform import Rotation
 
 from scripts.data.volume import FORMS_AGREE_MM, CaseError, NiftiVolume, one_line
@@ -37,14 +38,6 @@ def changed(path: Path, **fields: object) -> Path:
         header[name] = value
     path.write_bytes(header.binaryblock + content[348:])
     return path
-
-
-def error_of(call: Callable[[], object]) -> CaseError:
-    """The CaseError that a call raises; its message is one line."""
-    with pytest.raises(CaseError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 # What is read

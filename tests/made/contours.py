@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from made.dicom import LPS_FROM_RAS, MR_IMAGE, save
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-MR_CLASS = "1.2.840.10008.5.1.4.1.1.4"
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # On the edges of voxels of the unit grid: 4 x 4 of them, and 2 x 2 in their middle.
 SQUARE = [(1.5, 1.5), (1.5, 5.5), (5.5, 5.5), (5.5, 1.5)]
@@ -42,12 +42,9 @@ def write_rtstruct(
     """Write an RTSTRUCT with a structure per name.
 
     Args:
-        path: the file.
         structures: name to contours (n, 3), LPS mm.
         series: SeriesInstanceUID of each MR series that is referred to.
-        frame_of_reference: its UID.
         study: StudyInstanceUID of series and structure set.
-        patient: PatientID.
         sop_uids: SOPInstanceUIDs of the images that are listed, by z of the slice, rounded to 0.01 mm; contours at such
             a z refer to theirs.
         kinds: ContourGeometricType by name where it is not CLOSED_PLANAR.
@@ -55,7 +52,7 @@ def write_rtstruct(
         date: StructureSetDate (YYYYMMDD) and StructureSetTime (HHMMSS); None: neither is there.
     """
     sop_uids = sop_uids or {}
-    images = [_item(ReferencedSOPClassUID=MR_CLASS, ReferencedSOPInstanceUID=uid) for uid in sop_uids.values()]
+    images = [_item(ReferencedSOPClassUID=MR_IMAGE, ReferencedSOPInstanceUID=uid) for uid in sop_uids.values()]
     dataset = _item(
         SpecificCharacterSet="ISO_IR 192",
         SOPClassUID=RTSTRUCT_CLASS,
@@ -107,12 +104,7 @@ def write_rtstruct(
     )
     if date is not None:
         dataset.StructureSetDate, dataset.StructureSetTime = date
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = RTSTRUCT_CLASS
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.is_little_endian, dataset.is_implicit_VR = True, False
-    dataset.save_as(path, write_like_original=False)
+    save(path, dataset)
     return path
 
 
@@ -140,7 +132,7 @@ def grid_affine(
 
 def to_lps(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """LPS mm of voxel positions (n, 3)."""
-    matrix = LPS_TO_RAS @ affine
+    matrix = LPS_FROM_RAS @ affine
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
@@ -166,7 +158,7 @@ def ellipsoid_contours(
 
     Planes that miss it give none.
     """
-    center = np.linalg.inv(LPS_TO_RAS @ affine) @ [*center_lps, 1.0]
+    center = np.linalg.inv(LPS_FROM_RAS @ affine) @ [*center_lps, 1.0]
     voxel = np.linalg.norm(affine[:3, :3], axis=0)
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     contours = []
@@ -198,10 +190,10 @@ def tube_contours(
     contours = []
     for plane in planes:
         height = to_lps(np.array([[0, 0, plane]], dtype=np.float64), affine)[0]
-        axis = (LPS_TO_RAS @ affine)[:3, 2]
+        axis = (LPS_FROM_RAS @ affine)[:3, 2]
         axis = axis / np.linalg.norm(axis)
         center = np.asarray(center_lps) + axis * ((height - center_lps) @ axis)
-        index = np.linalg.inv(LPS_TO_RAS @ affine) @ [*center, 1.0]
+        index = np.linalg.inv(LPS_FROM_RAS @ affine) @ [*center, 1.0]
         outer, inner = (ellipsoid_contours(center, (r, r, 1.0), [index[2]], affine)[0] for r in radii)
         contours += [np.concatenate([outer, outer[:1], inner[:1], inner[::-1]])] if keyhole else [outer, inner]
     return contours
@@ -216,7 +208,7 @@ def _contour_item(contour: NDArray[np.float64], kind: str, sop_uids: Mapping[flo
     )
     uid = sop_uids.get(round(float(contour[0][2]), 2)) if len(contour) else None
     if uid is not None:
-        item.ContourImageSequence = [_item(ReferencedSOPClassUID=MR_CLASS, ReferencedSOPInstanceUID=uid)]
+        item.ContourImageSequence = [_item(ReferencedSOPClassUID=MR_IMAGE, ReferencedSOPInstanceUID=uid)]
     return item
 
 

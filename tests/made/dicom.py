@@ -1,7 +1,7 @@
 """Makes DICOM MR series for the tests: classic slices, an enhanced multi-frame file, compressed and color variants.
 
 Written from the standard (PS3.3 C.7.6.2.1.1), not from the bundle's reader, which it is there to test. UIDs derive from
-strings, so that two runs write the same bytes. No assertions and no RTSTRUCT here.
+strings, so that two runs write the same bytes.
 """
 
 from __future__ import annotations
@@ -95,17 +95,11 @@ def write_series(
     """Writes one file per slice, and says what the UIDs are.
 
     Args:
-        folder: made where it is missing.
         voxels: stored values, (X, Y, Z) or (X, Y, Z, 3) for RGB; X columns, Y rows, Z slices; uint8, int16 or uint16.
         affine: voxel index to mm, RAS+.
-        patient: PatientID; PatientName is the same.
-        description: SeriesDescription.
-        study_uid: derived from the patient where None.
-        series_uid: derived from patient, study and description where None.
-        frame_uid: FrameOfReferenceUID, derived from the study where None.
-        modality: Modality.
-        slope: RescaleSlope; not written where slope is 1 and intercept 0, as MR scanners do.
-        intercept: RescaleIntercept.
+        patient: PatientID and PatientName.
+        study_uid, series_uid, frame_uid: derived from patient, study and description where None.
+        slope, intercept: not written where they are 1 and 0, as MR scanners do.
         order: "forward", or "reversed" for instance numbers and file names that fall with the slice index.
         names: file name by instance number, from 1.
         transfer_syntax: JPEG2000Lossless encodes the pixels; every other is only the encoding of the header.

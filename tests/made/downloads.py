@@ -15,6 +15,7 @@ from pydicom.uid import JPEGLSLossless
 
 from made.contours import polygon_contour, write_contours_json, write_rtstruct
 from made.dicom import LPS_FROM_RAS, MadeSeries, make_uid, write_series
+from made.files import save
 from made.tcia import mask_contours
 from scripts.data.phantom.make import PhantomCase, make_phantom
 
@@ -206,18 +207,13 @@ def two_patients(root: Path) -> None:
     download(root, images=(head().images["T2"], other.images["ceT1"]), tfm=None)
 
 
-def save(path: Path, voxels: NDArray, affine: NDArray | None = None) -> None:
-    """A NIfTI file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, head().affine if affine is None else affine), path)
-
-
 def nifti(root: Path, case: str = "VS-SEG-001", **change) -> None:
     """A patient in NIfTI; `T2`, `ceT1`, `label` give other voxels, or voxels and affine, or None for no file."""
     volumes = {name: stored(image) for name, image in head().images.items()} | {"label": head().label} | change
     for name, volume in volumes.items():
         if volume is not None:
-            save(root / f"{case}_{name}.nii.gz", *(volume if isinstance(volume, tuple) else (volume,)))
+            voxels, affine = volume if isinstance(volume, tuple) else (volume, head().affine)
+            save(root / f"{case}_{name}.nii.gz", voxels, affine)
 
 
 def odd_header(root: Path, **change) -> None:
@@ -244,8 +240,8 @@ def brats(root: Path, case: str = "BraTS-GLI-00001-000", **change) -> None:
 def msd(root: Path, channels: int) -> None:
     """A case of Task01 with so many channels."""
     names = ("FLAIR", "T1", "ceT1", "T2", "T2")[:channels]
-    save(root / "imagesTr/BRATS_001.nii.gz", np.stack([stored(brain().images[n]) for n in names], axis=-1))
-    save(root / "labelsTr/BRATS_001.nii.gz", brain().label)
+    save(root / "imagesTr/BRATS_001.nii.gz", np.stack([stored(brain().images[n]) for n in names], -1), brain().affine)
+    save(root / "labelsTr/BRATS_001.nii.gz", brain().label, brain().affine)
 
 
 def with_nan(image: NDArray) -> NDArray[np.float32]:

@@ -21,7 +21,8 @@ def center_of(voxels, affine):
     return (LPS_TO_RAS @ affine @ (*(np.array(voxels.shape) - 1) / 2, 1))[:3]
 
 
-def displaced(voxels, affine, transform):
-    """The volume on its own grid with its content moved: what was at p is now at transform(p)."""
-    image = to_sitk(voxels, affine)
-    return sitk.GetArrayFromImage(sitk.Resample(image, image, transform.GetInverse(), sitk.sitkLinear, 0.0)).T
+def displaced(voxels, affine, transform, onto=None):
+    """The volume with its content moved: what was at p is now at transform(p). `onto` is another grid of its size."""
+    grid = to_sitk(voxels, affine if onto is None else onto)
+    moved = sitk.Resample(to_sitk(voxels, affine), grid, transform.GetInverse(), sitk.sitkLinear, 0.0)
+    return sitk.GetArrayFromImage(moved).T

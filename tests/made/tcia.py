@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from skimage.measure import find_contours
 
 from made.contours import write_contours_json, write_rtstruct
-from made.dicom import MadeSeries, make_uid, write_series
+from made.dicom import LPS_FROM_RAS, MadeSeries, make_uid, save, write_series
+from made.moves import displaced
 from scripts.data.phantom.make import SIZES, make_phantom
 
-LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # tiny: coarse, for tests that train.
 GRIDS = {name: grid for (kind, name), grid in SIZES.items() if kind == "vs"} | {
     "tiny": ((64, 64, 16), (0.82, 0.82, 2.2))
@@ -64,7 +64,6 @@ def write_patient(
     """Write one patient below `<root>/manifest-.../Vestibular-Schwannoma-SEG/`, and its extras beside the manifest.
 
     Args:
-        root: the folder that was downloaded to.
         number: N of VS-SEG-N.
         size: of the phantom, a key of `GRIDS`.
         seed: of the phantom; default the number.
@@ -81,16 +80,17 @@ def write_patient(
     flip, affine = (slice(None, None, -1), slice(None, None, -1)), phantom.affine.copy()
     affine[:3, 3] += affine[:3, 0] * (shape[0] - 1) + affine[:3, 1] * (shape[1] - 1)
     affine[:3, :2] *= -1
-    t2 = np.rint(phantom.images["T2"]).astype(np.int16)[flip]
-    cet1 = np.rint(phantom.images["ceT1"]).astype(np.int16)[flip]
+    t2, cet1 = (np.rint(phantom.images[name]).astype(np.int16)[flip] for name in ("T2", "ceT1"))
     label = phantom.label[flip]
     transform = sitk.Euler3DTransform()
     transform.SetCenter([float(x) for x in (LPS_FROM_RAS @ affine @ [*(np.array(shape) / 2), 1])[:3]])
     transform.SetParameters((*move[3:], *move[:3]))
     t1_affine = affine.copy()
     t1_affine[:3, 3] += (0.1, -0.15, 0.4)
-    images = {"T2": t2, "ceT1": _moved(cet1, affine, t1_affine, transform)}
-    masks = {"T2": label, "ceT1": (_moved(label * 1000, affine, t1_affine, transform) >= 500).astype(np.uint8)}
+    moved = (displaced(voxels.astype(np.float32), affine, transform, t1_affine) for voxels in (cet1, label * 1000))
+    image, inside = (np.rint(voxels).astype(np.int16) for voxels in moved)
+    images = {"T2": t2, "ceT1": image}
+    masks = {"T2": label, "ceT1": (inside >= 500).astype(np.uint8)}
     affines = {"T2": affine, "ceT1": t1_affine}
     study = make_uid(f"{patient} study")
     folder = root / "manifest-1614264588831" / "Vestibular-Schwannoma-SEG" / patient
@@ -132,25 +132,6 @@ def mask_contours(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> list[
     return contours
 
 
-def _moved(
-    voxels: NDArray, affine: NDArray[np.float64], new_affine: NDArray[np.float64], transform: sitk.Transform
-) -> NDArray[np.int16]:
-    """An image of the patient after the move, on another grid of the same size."""
-    image, grid = (_sitk(voxels.astype(np.float32), a) for a in (affine, new_affine))
-    moved = sitk.Resample(image, grid, transform.GetInverse(), sitk.sitkLinear, 0.0)
-    return np.rint(sitk.GetArrayFromImage(moved).transpose(2, 1, 0)).astype(np.int16)
-
-
-def _sitk(voxels: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
-    matrix = LPS_FROM_RAS @ affine
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(matrix[:3, 3].tolist())
-    image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
-    return image
-
-
 def _write_rt(
     folder: Path, index: int, patient: str, series: MadeSeries, contours: list[NDArray[np.float64]], layout: str
 ) -> None:
@@ -176,11 +157,7 @@ def _write_rt(
         data.SOPClassUID, data.SOPInstanceUID = RT_CLASSES[kind], uid
         data.PatientID, data.Modality = patient, kind
         data.StudyInstanceUID, data.SeriesInstanceUID = series.study_uid, make_uid(uid)
-        data.file_meta = FileMetaDataset()
-        data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = data.SOPClassUID, uid
-        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        data.is_little_endian, data.is_implicit_VR = True, True
-        data.save_as(path, write_like_original=False)
+        save(path, data, ImplicitVRLittleEndian)
 
 
 def _write_extras(

@@ -27,7 +27,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.data import checks
+from scripts.data import plausibility
 from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_name
 from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
 from scripts.data.volume import CaseError, NiftiVolume, one_line, refuse
@@ -81,9 +81,7 @@ class Outcome:
     """What became of a case: its measurements, or the problems that leave it out.
 
     Args:
-        case, patient, cohort: as in the job.
         problems: empty for a case that can be used.
-        facts: see `Facts`.
         tumor_mm3: volume of the mask; None without one.
         shape: voxels (X, Y, Z) of the case's grid.
         spacing: mm.
@@ -124,9 +122,7 @@ def run_jobs(
         output: an existing folder.
         names: what each case must have: modalities, and "label" where there is one.
         title: for the progress bar.
-        workers: processes.
         keep_empty: a mask without tumor is legal, and only told.
-        draw: see `Draw`; None for no picture.
 
     Raises:
         ValueError: two jobs of one name, or a folder of a case's name that this module did not write.
@@ -212,14 +208,20 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
         identity = _identity(job, names, keep_empty)
         outcome.input = identity["input"]
         if record is not None and is_complete(folder, record) and record["identity"] == identity:
-            return _from_record(outcome, record)
+            outcome.facts = Facts(record["facts"], record["warnings"])
+            outcome.tumor_mm3 = record["tumor_mm3"]
+            outcome.shape, outcome.spacing = tuple(record["shape"]), tuple(record["spacing"])
+            outcome.reused = True
+            return outcome
         replaceable = True
         partial.mkdir()
         outcome.facts = job.write(partial)
         _check(outcome, partial, names, keep_empty)
         if draw is not None:
             draw(partial, job.case, tuple(name for name in names if name != "label"))
-        write_record(partial, job.case, {"identity": identity, **_measured(outcome)})
+        measured = {"tumor_mm3": outcome.tumor_mm3, "shape": outcome.shape, "spacing": outcome.spacing}
+        told = {"facts": outcome.facts.shown, "warnings": outcome.facts.warnings}
+        write_record(partial, job.case, {"identity": identity, **measured, **told})
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -251,25 +253,6 @@ def _identity(job: Job, names: Sequence[str], keep_empty: bool) -> dict[str, Any
     }
 
 
-def _measured(outcome: Outcome) -> dict[str, Any]:
-    """What a record keeps of an outcome."""
-    return {
-        "tumor_mm3": outcome.tumor_mm3,
-        "shape": outcome.shape,
-        "spacing": outcome.spacing,
-        "facts": outcome.facts.shown,
-        "warnings": outcome.facts.warnings,
-    }
-
-
-def _from_record(outcome: Outcome, record: Mapping[str, Any]) -> Outcome:
-    outcome.facts = Facts(record["facts"], record["warnings"])
-    outcome.tumor_mm3 = record["tumor_mm3"]
-    outcome.shape, outcome.spacing = tuple(record["shape"]), tuple(record["spacing"])
-    outcome.reused = True
-    return outcome
-
-
 def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: bool) -> None:
     """Check the files as written, and measure them.
 
@@ -293,8 +276,8 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
         if mask.any():
-            head = checks.head_mask(voxels[names[0]], spacing=outcome.spacing)
-            errors += checks.mask_problems(mask, head=head, spacing=outcome.spacing)
+            head = plausibility.head_mask(voxels[names[0]], spacing=outcome.spacing)
+            errors += plausibility.mask_problems(mask, head=head, spacing=outcome.spacing)
         elif keep_empty:
             outcome.facts.warnings.append("no tumor: the mask is empty")
         else:
@@ -305,13 +288,11 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
 
 def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[CaseError]:
     """Whether T2 is what it is called, as against each other modality of the case; the scores are shown."""
-    if "T2" not in voxels:
-        return []
     errors = []
-    for name, image in voxels.items():
+    for name, image in voxels.items() if "T2" in voxels else ():
         if name == "T2":
             continue
-        score = checks.modality_score(voxels["T2"], image, spacing=outcome.spacing)
+        score = plausibility.modality_score(voxels["T2"], image, spacing=outcome.spacing)
         outcome.facts.shown[f"T2 against {name}"] = f"score {score:.2f}, above 0 where T2 looks like T2"
-        errors += checks.modality_problems(score, names=("T2", name))
+        errors += plausibility.modality_problems(score, names=("T2", name))
     return errors

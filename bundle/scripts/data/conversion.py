@@ -18,37 +18,25 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 
-from scripts.data import checks
+from scripts.data import plausibility
 from scripts.data.case import Facts, Job
 from scripts.data.datalist import TASKS, Task, grid_problems, image_problem, prepared_name
 from scripts.data.registration.align import Alignment, align, resample
 from scripts.data.sources.nifti_case import NiftiCase
-from scripts.data.sources.table import Options
+from scripts.data.sources.registry import Options
 from scripts.data.volume import CaseError, NiftiVolume, Volume, refuse
 
 
 def nifti_jobs(cases: Sequence[NiftiCase], options: Options, *, names: Sequence[str] | None = None) -> list[Job]:
-    """A job per case that was published as NIfTI.
-
-    Args:
-        cases: of one source.
-        options: task, register and label_values decide what is written.
-        names: what to write; None for the task's modalities and "label".
-    """
+    """A job per case that was published as NIfTI; `names` are what to write, by default the modalities and "label"."""
     task = TASKS[options.task]
     names = (*task.modalities, "label") if names is None else tuple(names)
     said = {"task": options.task, "register": options.register, "label_values": options.label_values}
-    return [
-        Job(
-            case.case,
-            case.patient,
-            case.cohort,
-            nifti_files(case, names),
-            said,
-            partial(write_nifti_case, case, task, names, options.register),
-        )
-        for case in cases
-    ]
+    jobs = []
+    for case in cases:
+        write = partial(write_nifti_case, case, task, names, options.register)
+        jobs.append(Job(case.case, case.patient, case.cohort, nifti_files(case, names), said, write))
+    return jobs
 
 
 def nifti_files(case: NiftiCase, names: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -61,7 +49,6 @@ def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register
     """Write the volumes of a case that was published as NIfTI: images as they are, the label as {0, 1}.
 
     Args:
-        case: where its volumes are.
         task: says which structure the label becomes.
         names: what to write: modalities, the first of which decides the grid, and "label".
         register: bring an image of another grid onto that of the first by rigid registration; the label must be on the
@@ -87,14 +74,11 @@ def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register
 
 
 def write_image(voxels: NDArray, affine: NDArray[np.float64], case: str, name: str, folder: Path) -> None:
-    """Write one image with scanner coordinates in mm.
+    """Write one image (modality or "label") with scanner coordinates in mm; 64-bit numbers are narrowed.
 
     Args:
-        voxels: (X, Y, Z), any plain number type; 64-bit ones are narrowed.
+        voxels: (X, Y, Z).
         affine: 4x4, voxel index to mm, RAS+.
-        case: case id.
-        name: modality or "label".
-        folder: the case's folder.
     """
     narrow = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32}
     image = nib.Nifti1Image(voxels.astype(narrow.get(voxels.dtype, voxels.dtype), copy=False), affine)
@@ -106,12 +90,11 @@ def write_image(voxels: NDArray, affine: NDArray[np.float64], case: str, name: s
 
 def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, NiftiVolume]:
     """The named volumes, images first."""
-    found = {name: volume for name, volume in case.images.items() if name in names}
-    missing = [name for name in names if name != "label" and name not in found]
+    wanted = [name for name in names if name != "label"]
+    missing = [name for name in wanted if name not in case.images]
     if missing:
-        expected = ", ".join(name for name in names if name != "label")
-        raise CaseError("missing file", f"no {', '.join(missing)}", expected)
-    volumes = {name: found[name] for name in names if name != "label"}
+        raise CaseError("missing file", f"no {', '.join(missing)}", ", ".join(wanted))
+    volumes = {name: case.images[name] for name in wanted}
     if "label" in names:
         if case.label is None:
             raise CaseError("missing file", "no segmentation", "one segmentation per case")
@@ -206,18 +189,13 @@ class Together:
             return
         first, reference = next(iter(self.images.items()))
         spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
-        head = checks.head_mask(reference, spacing=spacing)
+        head = plausibility.head_mask(reference, spacing=spacing)
         tumor = np.zeros(reference.shape, dtype=np.uint8) if mask is None else mask
-        errors = [
-            error.of(f"{first} and {name}")
-            for name, covered in self.covered.items()
-            for error in checks.overlap_problems(
-                head,
-                checks.head_mask(self.images[name], spacing=spacing, coverage=covered),
-                coverage=covered,
-                mask=tumor,
-            )
-        ]
+        errors = []
+        for name, covered in self.covered.items():
+            other = plausibility.head_mask(self.images[name], spacing=spacing, coverage=covered)
+            found = plausibility.overlap_problems(head, other, coverage=covered, mask=tumor)
+            errors += [error.of(f"{first} and {name}") for error in found]
         refuse(errors)
 
     def mask(self, mask: NDArray[np.uint8], owner: str) -> NDArray[np.uint8]:
@@ -255,7 +233,8 @@ def bring_together(
             continue
         alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
         image, covered = resample(moving, moving_affine, shape, affine, alignment, fill=_air(moving))
-        together.images[name] = _as_stored(image, moving.dtype)
+        # In the type that the image had, which holds the result: interpolation does not overshoot.
+        together.images[name] = np.rint(image).astype(moving.dtype) if moving.dtype.kind in "iu" else image
         together.alignments[name] = alignment
         together.covered[name] = covered
         facts.shown.update(_alignment_facts(name, alignment, covered))
@@ -276,15 +255,10 @@ def _readable(name: str, volume: Volume) -> NDArray:
 
 def _air(voxels: NDArray) -> float:
     """Intensity for where a moved image ends: exact zeros would look like a skull-stripped scan wherever it is read."""
-    if checks.is_skull_stripped(voxels):
+    if plausibility.is_skull_stripped(voxels):
         return 0.0
-    air = voxels[~checks.foreground(voxels, sampled=True) & (voxels != 0)]
+    air = voxels[~plausibility.foreground(voxels, sampled=True) & (voxels != 0)]
     return float(np.median(air)) if air.size else float(voxels[voxels != 0].min())
-
-
-def _as_stored(image: NDArray, dtype: np.dtype) -> NDArray:
-    """Interpolated intensities in the type of the image before, which holds them: interpolation does not overshoot."""
-    return np.rint(image).astype(dtype) if dtype.kind in "iu" else image.astype(np.float32)
 
 
 def _alignment_facts(name: str, alignment: Alignment, covered: NDArray[np.bool_]) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, Volume
+from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance
 from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
@@ -153,11 +152,7 @@ def prepared_name(case: str, name: str) -> str:
 
 
 def grid_problems(volumes: Mapping[str, Volume]) -> list[CaseError]:
-    """Open every volume of a case and compare its grid with that of the first.
-
-    Args:
-        volumes: name to volume; nothing but headers is read.
-    """
+    """Open every volume of a case and compare its grid with that of the first; nothing but headers is read."""
     problems: list[CaseError] = []
     reference: tuple[str, tuple[int, ...], NDArray[np.float64]] | None = None
     for name, volume in volumes.items():
@@ -203,16 +198,12 @@ def mask_problem(voxels: NDArray) -> CaseError | None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such datalist, expected the datalist.json that scripts.prepare writes")
-    problem = None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        wrong = None if isinstance(content, dict) else (f"a {type(content).__name__}", "an object with sections")
     except ValueError as error:
-        problem = CaseError("malformed JSON", str(error), "the JSON that scripts.prepare writes", case="datalist")
-    else:
-        if not isinstance(content, dict):
-            found = f"a {type(content).__name__}"
-            problem = CaseError("malformed JSON", found, "an object with sections", case="datalist")
-    _refuse(path, [] if problem is None else [problem])
+        wrong = str(error), "the JSON that scripts.prepare writes"
+    _refuse(path, [] if wrong is None else [CaseError("malformed JSON", *wrong, case="datalist")])
     return content
 
 
@@ -301,12 +292,6 @@ def _absolute(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         "image": [str(folder / file) for file in entry["image"]],
         **{key: str(folder / entry[key]) for key in ("target", "label") if key in entry},
     }
-
-
-def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the same corner voxel under two affines."""
-    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=np.float64)
-    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
 def _refuse(path: Path, problems: Sequence[CaseError]) -> None:

@@ -16,7 +16,7 @@ from scripts.data.conversion import write_image
 from scripts.data.datalist import MODALITIES, SECTIONS, TASKS, datalist_entry, write_datalist
 from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
-from scripts.data.sources.table import Found, Options, case_names, find_cases
+from scripts.data.sources.registry import Found, Options, case_names, find_cases
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
 from scripts.data.volume import CaseError
 from scripts.files import whole_file
@@ -133,14 +133,11 @@ def prepare_phantoms(
     """Write phantoms, numbered through all sections; the same arguments give the same files.
 
     Args:
-        output: folder to write; must not hold a datalist yet.
-        task: a key of `TASKS`.
         counts: section to number of cases.
-        seed: decides all phantoms.
         size: small, real or, for vs, thin; see `SIZES`.
         without_tumor: fraction of cases without tumor, spread evenly over the numbers.
         workers: processes; a phantom of real size takes about 1 GB in each.
-        overwrite, draw: as in `prepare_source`.
+        output, overwrite, draw: as in `prepare_source`.
 
     Returns:
         Number of cases per section, and under "excluded" of those left out.
@@ -159,31 +156,23 @@ def prepare_phantoms(
     if (kind, size) not in SIZES:
         sizes = ", ".join(name for of, name in SIZES if of == kind)
         raise ValueError(f"--size is {size!r}, expected one of {sizes} for {task}")
-    if workers < 1:
-        raise ValueError(f"--workers is {workers}, expected 1 or more")
     _start_output(output, overwrite)
     order = [section for section in SECTIONS for _ in range(counts[section])]
     # Without a tumor are the numbers at which the expected count passes a whole number.
     tumors = [int((i + 1) * without_tumor) == int(i * without_tumor) for i in range(len(order))]
-    jobs = [
-        _phantom_job(index, task, seed * 100_000 + index, tumor, *SIZES[(kind, size)])
-        for index, tumor in enumerate(tumors)
-    ]
+    shape, spacing = SIZES[(kind, size)]
+    jobs = []
+    for index, tumor in enumerate(tumors):
+        case, own = f"phantom_{task}_{index:04d}", seed * 100_000 + index
+        said = {"seed": own, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
+        write = partial(_write_phantom, case, task, own, tumor, shape, spacing)
+        jobs.append(Job(case, case, "phantom", {}, said, write))
     names = case_names("phantom", task)
     outcomes = run_jobs(jobs, output, names, title="phantom", workers=workers, keep_empty=True, draw=draw)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     sections = {job.case: section for job, section in zip(jobs, order, strict=True)}
     usable = [outcome for outcome in outcomes if not outcome.problems]
     return _finish(output, "phantom", task, _by_section(usable, sections), problems)
-
-
-def _phantom_job(
-    index: int, task: str, seed: int, tumor: bool, shape: tuple[int, ...], spacing: tuple[float, ...]
-) -> Job:
-    case = f"phantom_{task}_{index:04d}"
-    options = {"seed": seed, "tumor": tumor, "shape": list(shape), "spacing": list(spacing)}
-    write = partial(_write_phantom, case, task, seed, tumor, shape, spacing)
-    return Job(case, case, "phantom", {}, options, write)
 
 
 def _write_phantom(

@@ -42,10 +42,7 @@ def overview_path(case: str) -> str:
 
 
 def write_overview(
-    path: Path,
-    title: str,
-    sections: Mapping[str, Sequence[Outcome]],
-    excluded: Sequence[CaseError] = (),
+    path: Path, title: str, sections: Mapping[str, Sequence[Outcome]], excluded: Sequence[CaseError] = ()
 ) -> None:
     """Write the page in one step: counts, cases left out, then a card per case, those with warnings first.
 

@@ -182,9 +182,7 @@ class NiftiVolume:
         header = image.header
         if header["sform_code"] <= 0 or header["qform_code"] <= 0:
             return
-        difference = (header.get_sform() - _qform(header))[:3]
-        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in image.shape[:3]))])
-        distance = np.linalg.norm(corners @ difference.T, axis=1).max()
+        distance = corner_distance(image.shape[:3], header.get_sform(), _qform(header))
         if not distance <= FORMS_AGREE_MM:  # also where it is no number
             found = f"{self.path.name}: sform and qform differ by {distance:.3g} mm"
             expected = f"both to give a voxel one place, within {FORMS_AGREE_MM} mm; correct or remove the wrong one"
@@ -247,6 +245,12 @@ def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:
     affine[:3, :3] = quat2mat([real, *imaginary]) * sizes
     affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
+
+
+def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest distance in mm between the same corner voxel under two affines."""
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))], dtype=np.float64)
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
 def one_line(error: BaseException) -> str:

@@ -35,6 +35,7 @@ SPACING = (0.5, 0.7, 1.5)
 ORIGIN = (10.3, -20.2, 33.3)
 TUMOR = 5 * 6 * 3 + 1
 PLANES = ("axial", "sagittal", "coronal", "oblique")
+CYST = {"CodeValue": "12494005", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Cyst"}
 DCMQI = shutil.which("segimage2itkimage", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
@@ -59,13 +60,9 @@ def make_case(
     folder: Path, plane: str = "axial", mask: NDArray | None = None, **options: Any
 ) -> tuple[MadeSeries, str, str]:
     """A series, its folder and the file of a mask on its grid."""
-    affine = affine_of(plane)
-    series = write_series(folder / "series", make_voxels(SHAPE), affine, **options)
-    return (
-        series,
-        str(folder / "series"),
-        save_mask(folder / "mask.nii.gz", make_mask() if mask is None else mask, affine),
-    )
+    series = write_series(folder / "series", make_voxels(SHAPE), affine_of(plane), **options)
+    mask_file = save_mask(folder / "mask.nii.gz", make_mask() if mask is None else mask, affine_of(plane))
+    return series, str(folder / "series"), mask_file
 
 
 @pytest.fixture
@@ -233,16 +230,12 @@ def test_the_request_goes_over_name_color_and_codes(tmp_path: Path, write: Calla
     assert lightness == 65535 and abs(a - 32896) < 20 and abs(b - 32896) < 20  # L* 100, a* 0, b* 0 as DICOM has them
     attribute = {
         "SegmentLabel": "cyst",
-        "SegmentedPropertyTypeCodeSequence": {
-            "CodeValue": "12494005",
-            "CodingSchemeDesignator": "SCT",
-            "CodeMeaning": "Cyst",
-        },
+        "SegmentedPropertyTypeCodeSequence": dict(CYST),
         "recommendedDisplayRGBValue": [0, 0, 0],
     }
     (segment,) = write(folder, mask_file, [{"name": "x", "segmentAttribute": attribute}], "m").SegmentSequence
     assert segment.SegmentLabel == "cyst"
-    assert code(segment.SegmentedPropertyTypeCodeSequence[0]) == ("12494005", "SCT", "Cyst")
+    assert code(segment.SegmentedPropertyTypeCodeSequence[0]) == tuple(CYST.values())
     assert segment.RecommendedDisplayCIELabValue[0] == 0
     del attribute["SegmentedPropertyTypeCodeSequence"]["CodeMeaning"]  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="it needs CodeValue, CodingSchemeDesignator, CodeMeaning"):
@@ -281,7 +274,7 @@ def test_text_that_dicom_cannot_hold_becomes_plain(tmp_path: Path, write: Callab
 @pytest.mark.parametrize("key", ["SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence"])
 def test_refuses_a_code_that_dicom_cannot_hold(tmp_path: Path, key: str, change: dict[str, str], message: str) -> None:
     _, folder, mask_file = make_case(tmp_path)
-    item = {"CodeValue": "12494005", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Cyst"} | change
+    item = CYST | change
     with pytest.raises(InputError, match=f"The label's {key} (has )?{message}"):
         dicom_seg(folder, mask_file, [{"segmentAttribute": {key: [item]}}], "m")
 
@@ -323,36 +316,28 @@ def test_follows_the_standard(tmp_path: Path, empty: bool) -> None:
     Path(written).unlink()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m, a: (m, a + np.array([[0, 0, 0, 0.5]] + [[0] * 4] * 3)), "does not lie on the scan"),
-        (lambda m, a: (m, a + np.array([[0, 0, 0, 0.1]] + [[0] * 4] * 3)), "does not lie on the scan"),
-        (lambda m, a: (m, a @ np.diag([1, 1, 1.03, 1])), "does not lie on the scan"),
-        (lambda m, a: (m[:-1], a), r"19 x 16 x 9 voxels of 0.5 x 0.7 x 1.5 mm .* \(20 x 16 x 9"),
-        (lambda m, a: (m[:, :, 1:], a), "does not lie on the scan"),
-        (lambda m, a: (np.pad(m, 1), a), "does not lie on the scan"),
-        (lambda m, a: (m * 2, a), "has the values 0, 2: 0 .* and 1 .* are expected"),
-        (lambda m, a: (m * np.float32(0.5), a), "has the values 0, 0.5"),
-        (lambda m, a: (np.stack([m, m], -1), a), "is 20 x 16 x 9 x 2, one volume is expected"),
-        (lambda m, a: (m[:, :, 0], a), "one volume is expected"),
-    ],
-    ids=[
-        "a voxel off",
-        "a fifth of a voxel off",
-        "spacing",
-        "columns",
-        "slices",
-        "padded",
-        "label 2",
-        "fractions",
-        "two",
-        "one slice",
-    ],
-)
-def test_refuses_a_mask(
-    tmp_path: Path, change: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]], message: str
-) -> None:
+def shifted(affine: NDArray, mm: float) -> NDArray:
+    return affine + np.array([[0, 0, 0, mm]] + [[0] * 4] * 3)
+
+
+OFF = "does not lie on the scan"
+REFUSED: dict[str, tuple[Callable[[NDArray, NDArray], tuple[NDArray, NDArray]], str]] = {
+    "a voxel off": (lambda m, a: (m, shifted(a, 0.5)), OFF),
+    "a fifth of a voxel off": (lambda m, a: (m, shifted(a, 0.1)), OFF),
+    "spacing": (lambda m, a: (m, a @ np.diag([1, 1, 1.03, 1])), OFF),
+    "columns": (lambda m, a: (m[:-1], a), r"19 x 16 x 9 voxels of 0.5 x 0.7 x 1.5 mm .* \(20 x 16 x 9"),
+    "slices": (lambda m, a: (m[:, :, 1:], a), OFF),
+    "padded": (lambda m, a: (np.pad(m, 1), a), OFF),
+    "label 2": (lambda m, a: (m * 2, a), "has the values 0, 2: 0 .* and 1 .* are expected"),
+    "fractions": (lambda m, a: (m * np.float32(0.5), a), "has the values 0, 0.5"),
+    "two": (lambda m, a: (np.stack([m, m], -1), a), "is 20 x 16 x 9 x 2, one volume is expected"),
+    "one slice": (lambda m, a: (m[:, :, 0], a), "one volume is expected"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refuses_a_mask(tmp_path: Path, what: str) -> None:
+    change, message = REFUSED[what]
     _, folder, _ = make_case(tmp_path)
     mask_file = save_mask(tmp_path / "other.nii.gz", *change(make_mask(), affine_of()))
     with pytest.raises(InputError, match=message):
@@ -402,57 +387,30 @@ def test_leaves_no_file_behind_when_it_refuses(tmp_path: Path, monkeypatch: pyte
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("description", "modality"),
-    [
-        ("T2", "T2"),
-        ("t2_ci3d_tra_1.5mm", "T2"),
-        ("t2_space_sag_p2_iso", "T2"),
-        ("CISS 3D", "T2"),
-        ("ceT1", "ceT1"),
-        ("t1_mpr_tra_C", "ceT1"),
-        ("3D T1 MPRAGE +C", "ceT1"),
-        ("AX T1 POST GD", "ceT1"),
-        ("t1ce", "ceT1"),
-        ("T1Post", "ceT1"),
-        ("t1_mpr_tra", "T1"),
-        ("MPRAGE", "T1"),
-        ("AX T1 pre contrast", "T1"),
-        ("T1 non-contrast", "T1"),
-        ("t1_tse_tra", "T1"),
-        ("T1 FLAIR", "T1"),
-        ("FLAIR", "FLAIR"),
-        ("T2 FLAIR", "FLAIR"),
-        ("t2_tirm_tra_dark-fluid", "FLAIR"),
-        ("T2* GRE", None),
-        ("t2_star", None),
-        ("PD T2", None),
-        ("ep2d_diff_ADC", None),
-        ("T1 SUB post", None),
-        ("localizer", None),
-        ("T1 T2", None),
-        ("st2art", None),
-        ("", None),
-    ],
-)
-def test_modality_of_a_description(description: str, modality: str | None) -> None:
+MODALITIES = {
+    "T2": ["T2", "t2_ci3d_tra_1.5mm", "t2_space_sag_p2_iso", "CISS 3D"],
+    "ceT1": ["ceT1", "t1_mpr_tra_C", "3D T1 MPRAGE +C", "AX T1 POST GD", "t1ce", "T1Post"],
+    "T1": ["t1_mpr_tra", "MPRAGE", "AX T1 pre contrast", "T1 non-contrast", "t1_tse_tra", "T1 FLAIR"],
+    "FLAIR": ["FLAIR", "T2 FLAIR", "t2_tirm_tra_dark-fluid"],
+    None: ["T2* GRE", "t2_star", "PD T2", "ep2d_diff_ADC", "T1 SUB post", "localizer", "T1 T2", "st2art", ""],
+}
+
+
+@pytest.mark.parametrize(("modality", "description"), [(m, d) for m, texts in MODALITIES.items() for d in texts])
+def test_modality_of_a_description(modality: str | None, description: str) -> None:
     assert modality_of(description) == modality
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("found", "names"),
     [
-        ("tissnet_vs", "vestibular schwannoma"),
-        ("acoustic neuroma", "vestibular schwannoma"),
-        ("Glioma", "glioma"),
-        ("tissnet_glioma", "glioma"),
-        ("enhancing part", "tumor"),
-        ("canvas", "tumor"),
-        ("", "tumor"),
+        ("vestibular schwannoma", ["tissnet_vs", "acoustic neuroma"]),
+        ("glioma", ["Glioma", "tissnet_glioma"]),
+        ("tumor", ["enhancing part", "canvas", ""]),
     ],
 )
-def test_finding_of_a_name(name: str, found: str) -> None:
-    assert finding_of(name).name == found
+def test_finding_of_a_name(found: str, names: list[str]) -> None:
+    assert {finding_of(name).name for name in names} == {found}
 
 
 # A real archive.
@@ -479,6 +437,13 @@ def make_study(folder: Path, patient: str, *descriptions: str) -> list[MadeSerie
         write_series(folder / name, make_voxels(SHAPE), affine_of("oblique"), patient=patient, description=name)
         for name in descriptions
     ]
+
+
+def sent_t2(archive: str, folder: Path, patient: str) -> MadeSeries:
+    """A series in the archive, the only one of its study."""
+    (t2,) = make_study(folder / "dicom", patient, "T2")
+    send(archive, t2)
+    return t2
 
 
 @pytest.fixture
@@ -532,8 +497,7 @@ def test_a_submitted_label_goes_to_the_archive(
 
 
 def test_other_tags_stay_out_of_the_archive(archive: str, store: TISSNetDICOMStore, tmp_path: Path) -> None:
-    (t2,) = make_study(tmp_path / "dicom", "TAG^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "TAG^1")
     values = make_voxels(SHAPE).astype(np.float32)
     label = save_mask(tmp_path / "map.nii.gz", values, affine_of("oblique"))
     store.save_label(t2.series_uid, label, "error", {})
@@ -544,8 +508,7 @@ def test_other_tags_stay_out_of_the_archive(archive: str, store: TISSNetDICOMSto
 def test_a_label_of_another_grid_is_refused_and_not_kept(
     archive: str, store: TISSNetDICOMStore, tmp_path: Path
 ) -> None:
-    (t2,) = make_study(tmp_path / "dicom", "WRONG^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "WRONG^1")
     label = save_mask(tmp_path / "label.nii.gz", make_mask(), affine_of("axial"))
     with pytest.raises(InputError, match="does not lie on the scan"):
         store.save_label(t2.series_uid, label, "final", {})
@@ -554,18 +517,11 @@ def test_a_label_of_another_grid_is_refused_and_not_kept(
 
 
 def test_a_raw_label_as_the_viewer_sends_it(archive: str, store: TISSNetDICOMStore, tmp_path: Path) -> None:
-    (t2,) = make_study(tmp_path / "dicom", "RAW^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "RAW^1")
     image = sitk.ReadImage(store.get_image_uri(t2.series_uid))
-    values = sitk.GetArrayFromImage(
-        sitk.Resample(
-            sitk.ReadImage(save_mask(tmp_path / "m.nii.gz", make_mask(), affine_of("oblique"))),
-            image,
-            sitk.Transform(),
-            sitk.sitkNearestNeighbor,
-        )
-    )
-    (tmp_path / "label.bin").write_bytes(values.astype(np.uint8).tobytes())
+    mask = sitk.ReadImage(save_mask(tmp_path / "m.nii.gz", make_mask(), affine_of("oblique")))
+    values = sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor)
+    (tmp_path / "label.bin").write_bytes(sitk.GetArrayFromImage(values).astype(np.uint8).tobytes())
     store.save_label(t2.series_uid, str(tmp_path / "label.bin"), "final", {})
     (back,) = segmentations(archive, t2)
     assert np.array_equal(voxels_of(back, t2.sop_uids), make_mask())
@@ -576,8 +532,7 @@ def test_a_new_series_is_listed_within_seconds(
 ) -> None:
     monkeypatch.setattr(dicom_store, "FRESH_SECONDS", 0.3)
     before = set(store.list_images())
-    (t2,) = make_study(tmp_path / "dicom", "NEW^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "NEW^1")
     time.sleep(0.4)
     assert set(store.list_images()) - before == {t2.series_uid}
 
@@ -608,8 +563,7 @@ def test_a_series_that_has_grown_is_fetched_again(archive: str, store: TISSNetDI
 def test_an_image_is_kept_in_the_cache_and_not_among_temporary_files(
     archive: str, store: TISSNetDICOMStore, tmp_path: Path
 ) -> None:
-    (t2,) = make_study(tmp_path / "dicom", "KEPT^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "KEPT^1")
     uris = {store.get_image_uri(t2.series_uid) for _ in range(2)}
     assert len(uris) == 1
     assert Path(uris.pop()).is_relative_to(tmp_path / "cache")
@@ -645,8 +599,7 @@ def test_an_archive_that_is_down_says_so(tmp_path: Path) -> None:
 def test_a_label_that_the_archive_refuses_is_not_kept(
     archive: str, store: TISSNetDICOMStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (t2,) = make_study(tmp_path / "dicom", "REFUSED^1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "REFUSED^1")
     label = save_mask(tmp_path / "label.nii.gz", make_mask(), affine_of("oblique"))
     monkeypatch.setattr(store._client, "store_instances", lambda datasets: pydicom.Dataset())
     with pytest.raises(Busy, match="did not take the segmentation"):
@@ -661,8 +614,7 @@ def test_the_store_of_an_address_follows_the_settings(
     monkeypatch.setattr(
         dicom_store.settings, "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", {"Modality": "MR", "PatientID": "OPEN1"}
     )
-    (t2,) = make_study(tmp_path / "dicom", "OPEN1", "T2")
-    send(archive, t2)
+    t2 = sent_t2(archive, tmp_path, "OPEN1")
     store = dicom_store.open_store(archive)
     assert store.list_images() == [t2.series_uid]
     assert Path(store.get_image_uri(t2.series_uid)).is_relative_to(tmp_path / "cache")

@@ -17,6 +17,7 @@ import torch
 from known_answer import BRIGHT
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from scipy.spatial.transform import Rotation
 
 from monailabel_app import versions
 from monailabel_app.bundle import DEMONSTRATION, ServedBundle, _middle_mm, load_models
@@ -41,8 +42,7 @@ def make_bundle(bundle_root, tmp_path_factory):
         folder = tmp_path_factory.mktemp("override")
         (folder / "override.yaml").write_text(override)
         parser = ConfigParser()
-        files = [str(bundle_root / "configs" / "inference.json"), str(folder / "override.yaml")]
-        parser.read_config(files)
+        parser.read_config([str(bundle_root / "configs" / "inference.json"), str(folder / "override.yaml")])
         torch.manual_seed(0)
         torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
         return ServedBundle(
@@ -59,21 +59,12 @@ def task(make_bundle):
 
 def affine_of(orientation: str) -> np.ndarray:
     """Voxels to RAS millimeters; the third voxel axis is the coarse one."""
-    spacing = np.diag(SPACING)
     if orientation == "oblique":
-        angles = np.radians((12, -20, 33))
-        c, s = np.cos(angles), np.sin(angles)
-        turns = (
-            [[1, 0, 0], [0, c[0], -s[0]], [0, s[0], c[0]]],
-            [[c[1], 0, s[1]], [0, 1, 0], [-s[1], 0, c[1]]],
-            [[c[2], -s[2], 0], [s[2], c[2], 0], [0, 0, 1]],
-        )
-        columns = np.array(turns[0]) @ np.array(turns[1]) @ np.array(turns[2]) @ spacing
+        columns = Rotation.from_euler("XYZ", (12, -20, 33), degrees=True).as_matrix() * SPACING
     else:
         columns = np.zeros((3, 3))
-        for axis, letter in enumerate(orientation):
-            world = next(i for i, pair in enumerate(("LR", "PA", "IS")) if letter in pair)
-            columns[world, axis] = SPACING[axis] * (1 if letter in "RAS" else -1)
+        for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(tuple(orientation))):
+            columns[int(world), axis] = sign * SPACING[axis]
     affine = np.eye(4)
     affine[:3, :3] = columns
     affine[:3, 3] = 7, -11, 5
@@ -94,6 +85,13 @@ def make_scan(orientation: str) -> nib.Nifti1Image:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     return image
+
+
+@pytest.fixture
+def scan(tmp_path):
+    file = tmp_path / "x.nii.gz"
+    nib.save(make_scan("RAS"), file)
+    return file
 
 
 def expected_mask(voxels: np.ndarray) -> np.ndarray:
@@ -141,18 +139,17 @@ def test_content_lies_on_the_scans_own_grid(task, tmp_path, orientation):
 @pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".nii"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_the_mask_comes_as_it_was_asked_for(task, tmp_path, extension, dtype):
-    scan = make_scan("LPS")
-    nib.save(scan, tmp_path / "a b [1].nii.gz")
+    image = make_scan("LPS")
+    nib.save(image, tmp_path / "a b [1].nii.gz")
     options = {"result_extension": extension, "result_dtype": dtype, "result_compress": True}
     answer = task.answer([tmp_path / "a b [1].nii.gz"], options, case="a b [1]")
     mask = sitk.ReadImage(str(answer.mask))
     assert mask.GetPixelID() == {"uint8": sitk.sitkUInt8, "uint16": sitk.sitkUInt16}[dtype]
-    assert dice(sitk.GetArrayFromImage(mask).T > 0, expected_mask(np.asarray(scan.dataobj))) == 1.0
+    assert dice(sitk.GetArrayFromImage(mask).T > 0, expected_mask(np.asarray(image.dataobj))) == 1.0
 
 
-def test_the_reply_says_what_was_done(task, tmp_path):
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    params = task.answer([tmp_path / "x.nii.gz"], {}, case="x").params
+def test_the_reply_says_what_was_done(task, scan):
+    params = task.answer([scan], {}, case="x").params
     assert params["weights_sha256"] == task.bundle.sha256
     assert (params["device"], params["model"], params["demonstration"]) == ("cpu", "tiny", False)
     assert params["label_names"] == {"vestibular schwannoma": 1}
@@ -161,22 +158,24 @@ def test_the_reply_says_what_was_done(task, tmp_path):
     assert json.loads(json.dumps(params)) == params
 
 
-def test_no_tumor_is_an_answer(make_bundle, tmp_path):
+def nothing(self, inputs, network):
+    return name_outputs(torch.cat([inputs[:, :1] * 0] * 4, dim=1), TISSNet.outputs)
+
+
+def test_no_tumor_is_an_answer(make_bundle, scan):
     task = TISSNetInferTask(make_bundle(KNOWN))
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
     task.bundle.inferer.__class__ = type("Nothing", (task.bundle.inferer.__class__,), {"__call__": nothing})
-    answer = task.answer([tmp_path / "x.nii.gz"], {}, case="x")
+    answer = task.answer([scan], {}, case="x")
     assert answer.params["notes"][0] == "No tumor was found."
     assert answer.params["volume_mm3"] == 0
     assert answer.params["confidence"] == 1.0
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(answer.mask))).any()
 
 
-def test_a_part_that_was_removed_gives_no_confidence(make_bundle, tmp_path):
+def test_a_part_that_was_removed_gives_no_confidence(make_bundle, scan):
     """The scan has one bright lump, which is smaller than the smallest part that is kept."""
     task = TISSNetInferTask(make_bundle(KNOWN.replace("smallest_mm3: 0.0", "smallest_mm3: 1.0e+6")))
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    answer = task.answer([tmp_path / "x.nii.gz"], {}, case="x")
+    answer = task.answer([scan], {}, case="x")
     assert answer.params["notes"][0] == "No tumor was found."
     assert answer.params["confidence"] == 0.0  # the inferer was sure of what was removed
 
@@ -205,10 +204,6 @@ def test_the_middle_is_known_only_where_both_sides_are_seen(low, high, expected,
     assert found is None if expected is None else found == pytest.approx(expected, abs=1.0)
 
 
-def nothing(self, inputs, network):
-    return name_outputs(torch.cat([inputs[:, :1] * 0] * 4, dim=1), TISSNet.outputs)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -222,25 +217,15 @@ def nothing(self, inputs, network):
         ({"result_dtype": "object"}, "object"),
     ],
 )
-def test_options_that_cannot_be_used(task, tmp_path, options, message):
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
+def test_options_that_cannot_be_used(task, scan, options, message):
     with pytest.raises(InputError, match=message):
-        task.answer([tmp_path / "x.nii.gz"], options, case="x")
+        task.answer([scan], options, case="x")
 
 
-@pytest.mark.parametrize(("fill", "message"), [(np.nan, "NaN"), (0, "constant or empty"), (7, "constant or empty")])
-def test_scans_that_say_nothing_are_refused(task, tmp_path, fill, message):
-    nib.save(nib.Nifti1Image(np.full(SHAPE, fill, np.float32), affine_of("RAS")), tmp_path / "x.nii.gz")
-    with pytest.raises(InputError, match=message):
-        task.answer([tmp_path / "x.nii.gz"], {}, case="x")
-
-
-def test_a_truncated_file_is_refused(task, tmp_path):
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    content = (tmp_path / "x.nii.gz").read_bytes()
-    (tmp_path / "x.nii.gz").write_bytes(content[: len(content) // 2])
+def test_a_truncated_file_is_refused(task, scan):
+    scan.write_bytes(scan.read_bytes()[: scan.stat().st_size // 2])
     with pytest.raises(InputError, match="cannot be read"):
-        task.answer([tmp_path / "x.nii.gz"], {}, case="x")
+        task.answer([scan], {}, case="x")
 
 
 def test_nothing_is_left_behind_when_a_request_fails(task, tmp_path, monkeypatch):
@@ -256,24 +241,31 @@ def test_nothing_is_left_behind_when_a_request_fails(task, tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_the_processor_and_the_reply_says_so(task, tmp_path):
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    assert task.answer([tmp_path / "x.nii.gz"], {"device": "cuda"}, case="x").params["device"] == "cpu"
+def test_a_gpu_that_is_not_there_is_the_processor_and_the_reply_says_so(task, scan):
+    assert task.answer([scan], {"device": "cuda"}, case="x").params["device"] == "cpu"
 
 
-def test_flips_and_overlap_reach_the_inferer(make_bundle, tmp_path):
+def test_a_method_of_two_outputs_is_served(make_bundle, tmp_path):
+    """As pix2pix: a mask and a synthetic image, no coarse mask and no error map, of which nothing is claimed."""
+    two = "network_def: {_target_: made.pix2pix.Pix2Pix, in_channels: 1, features: [2, 2, 2, 2, 2]}\n"
+    nib.save(make_scan("RAS"), tmp_path / "a_T2.nii.gz")
+    answer = TISSNetInferTask(make_bundle(TINY + two)).answer([tmp_path / "a_T2.nii.gz"], {}, case="a")
+    assert answer.mask.is_file() and set(answer.extra) == {"synthetic"}
+    assert answer.params["disagreement"] is None and answer.params["error_mass_mm3"] is None
+
+
+def test_flips_and_overlap_reach_the_inferer(make_bundle, scan):
     bundle = make_bundle(TINY + "pixdim: [0.9, 0.9, 2.5]\nengine: torch\n")
     task = TISSNetInferTask(bundle)
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    plain = task.answer([tmp_path / "x.nii.gz"], {}, case="x")
-    again = task.answer([tmp_path / "x.nii.gz"], {"flips": True, "overlap": 0.5}, case="x")
+    plain = task.answer([scan], {}, case="x")
+    again = task.answer([scan], {"flips": True, "overlap": 0.5}, case="x")
     errors = [nib.load(answer.extra["error"]).get_fdata() for answer in (plain, again)]
     assert not np.allclose(*errors)
-    back = task.answer([tmp_path / "x.nii.gz"], {}, case="x")  # one request's options are not the next one's
+    back = task.answer([scan], {}, case="x")  # one request's options are not the next one's
     assert np.array_equal(nib.load(back.extra["error"]).get_fdata(), errors[0])
 
 
-def test_out_of_memory_on_the_gpu_goes_to_the_processor(make_bundle, tmp_path, monkeypatch):
+def test_out_of_memory_on_the_gpu_goes_to_the_processor(make_bundle, tmp_path, scan, monkeypatch):
     bundle = make_bundle()
     real = bundle.inferer.__class__.__call__
     asked = []
@@ -286,10 +278,7 @@ def test_out_of_memory_on_the_gpu_goes_to_the_processor(make_bundle, tmp_path, m
 
     monkeypatch.setattr(bundle.inferer.__class__, "__call__", call)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    found = bundle.segment(
-        [tmp_path / "x.nii.gz"], tmp_path / "out", case="x", threshold=0.5, overlap=0.25, flips=False, device="cpu:0"
-    )
+    found = bundle.segment([scan], tmp_path / "out", case="x", threshold=0.5, overlap=0.25, flips=False, device="cpu:0")
     assert found.device == "cpu"
     assert "too little memory" in found.notes[0]
 
@@ -388,7 +377,7 @@ def test_promoted_weights_are_served_from_the_next_request_on(make_bundle, tmp_p
     assert bundle.sha256 == released and "fine-tuned" not in bundle.version
 
 
-def test_fine_tuned_weights_of_an_older_release_are_not_served(make_bundle, tmp_path):
+def test_fine_tuned_weights_of_an_older_release_are_not_served(make_bundle, tmp_path, scan):
     record = {
         "validation": [{"case": "a", "label_sha256": "", "dice_before": 0.1, "dice_after": 0.2}],
         "parent": {"version": None, "sha256": "older"},
@@ -400,15 +389,16 @@ def test_fine_tuned_weights_of_an_older_release_are_not_served(make_bundle, tmp_
     versions.promote(tmp_path / "versions", "tiny", 1)
     bundle = make_bundle(fine_tuned=tmp_path / "versions")
     assert bundle.sha256 == bundle.released_sha256
-    nib.save(make_scan("RAS"), tmp_path / "x.nii.gz")
-    notes = TISSNetInferTask(bundle).answer([tmp_path / "x.nii.gz"], {}, case="x").params["notes"]
+    notes = TISSNetInferTask(bundle).answer([scan], {}, case="x").params["notes"]
     assert any("fine-tuned version 1 was promoted, and is not used" in note and "0.1.0" in note for note in notes)
 
 
-def test_demonstration_weights_say_so(bundle_root):
+def test_demonstration_weights_say_so_and_have_their_localizer(bundle_root, make_bundle):
     task = TISSNetInferTask(ServedBundle("tissnet_vs", bundle_root))
     assert task.bundle.demonstration
     assert DEMONSTRATION in task.info()["description"]
+    assert task.bundle.localizer == bundle_root / "models" / "localizer" / "localizer.pt"
+    assert make_bundle().localizer is None
 
 
 # --- Which files make a case

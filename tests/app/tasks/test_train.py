@@ -1,7 +1,4 @@
-"""Tests of train and of the masks it reads: cases, split, a real fine-tuning, and one that is killed.
-
-The bundle's own handling of cases without a target is tested with the bundle .
-"""
+"""Tests of train and of the masks it reads: cases, split, a real fine-tuning, and one that is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +134,8 @@ def test_labels_that_cannot_be_used_are_named_and_left_out(tmp_path: Path, vs_da
     for image, name in (("p3_T2", "values"), ("p4_T2", "cut"), ("p5_T2", "moved")):
         store.save_label(image, str(tmp_path / f"{name}.nii.gz"), "final", {})
     cases, left_out = collect(store, bundle)
-    assert [(case.case, case.target is None) for case in cases] == [
-        ("p0_T2", False),
-        ("p1_T2", True),
-        ("p2_T2", False),
-    ]
+    assert [case.case for case in cases] == ["p0_T2", "p1_T2", "p2_T2"]
+    assert [case.target is None for case in cases] == [False, True, False]
     assert np.array_equal(cases[0].mask()[0], good)
     assert left_out.keys() == {"p3_T2", "p4_T2", "p5_T2"}
     assert "has the values 2: expected 0 and 1 alone" in left_out["p3_T2"]
@@ -295,11 +288,7 @@ def test_a_fine_tuning_adds_a_version_and_leaves_what_is_served(
     parts = {name: {case["case"]: case for case in record[name]} for name in ("training", "validation")}
     assert len(parts["training"]) == 2 and len(parts["validation"]) == 1
     every = parts["training"] | parts["validation"]
-    assert {name: case["has_target"] for name, case in every.items()} == {
-        "p0_T2": True,
-        "p1_T2": False,
-        "p2_T2": True,
-    }
+    assert {name: case["has_target"] for name, case in every.items()} == dict(p0_T2=True, p1_T2=False, p2_T2=True)
     assert record["epochs"] == 2 and record["left_out"] == {} and record["demonstration"] is False
     assert "monai.bundle" in record["command"] and any("fine_tune.yaml" in part for part in record["command"])
     assert "epoch 2/2" in caplog.text  # what MONAI Label shows as the task's details
@@ -311,15 +300,9 @@ def test_a_fine_tuning_adds_a_version_and_leaves_what_is_served(
     (run,) = (folder / MODEL / "runs").iterdir()
     truth, _ = read_mask(run / "scans" / case / "label.nii.gz", case)
     for path, name in ((weights, "dice_before"), (folder / MODEL / "1" / "model.pt", "dice_after")):
-        answer = serve(path, folder.parent / "none").segment(
-            [Path(store.get_image_uri(case))],
-            folder.parent / f"answer_{name}",
-            case=case,
-            threshold=0.5,
-            overlap=0.25,
-            flips=False,
-            device="cpu",
-        )
+        served, scans = serve(path, folder.parent / "none"), [Path(store.get_image_uri(case))]
+        options = {"case": case, "threshold": 0.5, "overlap": 0.25, "flips": False, "device": "cpu"}
+        answer = served.segment(scans, folder.parent / f"answer_{name}", **options)
         assert dice(answer.mask.astype(np.uint8), truth) == pytest.approx(measured[name])
     assert not (run / "checkpoints").exists() and not (run / "candidate").exists()
     assert not (run / "training" / "previews").exists()  # pictures of patients
@@ -442,8 +425,9 @@ def test_a_killed_training_ends_with_its_children_and_leaves_what_is_served(
     )
     try:
         assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        seen = [line for line in _until(lines, lambda line: "epoch 2/500" in line)]
+        seen = []
+        while "epoch 2/500" not in (seen or [""])[-1] and (line := process.stdout.readline()):
+            seen.append(line)
         assert "epoch 2/500" in seen[-1], "".join(seen[-20:])
         with pytest.raises(Busy, match="is running"):
             TISSNetTrainTask(bundle)({}, store)
@@ -463,10 +447,3 @@ def test_a_killed_training_ends_with_its_children_and_leaves_what_is_served(
     train._remove_leftovers(folder / MODEL / "runs")
     (run,) = (folder / MODEL / "runs").iterdir()
     assert not (run / "checkpoints").exists()
-
-
-def _until(lines: Any, found: Callable[[str], bool]) -> Any:
-    for line in lines:
-        yield line
-        if found(line):
-            return

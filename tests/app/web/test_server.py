@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +38,7 @@ import anyio
 import anyio.to_thread
 import nibabel as nib
 import numpy as np
+import psutil
 import pydicom
 import pytest
 import requests
@@ -49,7 +52,7 @@ from monailabel.client import MONAILabelClient
 from monailabel.config import settings
 from monailabel.interfaces.utils import app as app_cache
 from monailabel.utils.async_tasks import task as async_task
-from running import free_port
+from running import free_port, running
 
 from monailabel_app import images
 from monailabel_app.errors import Busy, InputError, NotFound
@@ -78,6 +81,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel_app.store.dicom_store import open_store
 
 
 class Model(InferTask):
@@ -85,35 +89,23 @@ class Model(InferTask):
         config = {"device": ["cpu"], "overlap": [0.25, 0.5], "flips": False, "threshold": 0.5}
         super().__init__(InferType.SEGMENTATION, {"background": 0, "tumor": 1}, 3, "a threshold", config=config)
 
-    def is_valid(self):
-        return True
-
-    def get_path(self, validate=True):
-        return os.path.realpath(__file__)
-
-    def __call__(self, request):
-        raise NotImplementedError
+    is_valid = lambda self: True
+    get_path = lambda self, validate=True: os.path.realpath(__file__)
+    __call__ = None
 
 
 class Trainer(TrainTask):
-    def config(self):
-        return {"max_epochs": 2, "device": ["cpu"], "gpus": "all", "tracking_uri": ""}
-
-    def stats(self):
-        return {}
-
-    def __call__(self, request, datastore):
-        return request
+    config = lambda self: {"max_epochs": 2, "device": ["cpu"], "gpus": "all", "tracking_uri": ""}
+    stats = lambda self: {}
+    __call__ = lambda self, request, datastore: request
 
 
 class First(Strategy):
-    def __call__(self, request, datastore):
-        return {"id": sorted(datastore.list_images())[0]}
+    __call__ = lambda self, request, datastore: {"id": sorted(datastore.list_images())[0]}
 
 
 class Dice(ScoringMethod):
-    def __call__(self, request, datastore):
-        return request
+    __call__ = lambda self, request, datastore: request
 
 
 class FakeApp(MONAILabelApp):
@@ -123,22 +115,11 @@ class FakeApp(MONAILabelApp):
         self.gate.set()
         super().__init__(app_dir, studies, conf, name="fake")
 
-    def init_remote_datastore(self):
-        from monailabel_app.store.dicom_store import open_store
-
-        return open_store(self.studies)
-
-    def init_infers(self):
-        return {"tissnet_vs": Model()}
-
-    def init_trainers(self):
-        return {"tissnet_vs": Trainer("a trainer")}
-
-    def init_strategies(self):
-        return {"first_come": First("the first")}
-
-    def init_scoring_methods(self):
-        return {"dice": Dice("dice")}
+    init_remote_datastore = lambda self: open_store(self.studies)
+    init_infers = lambda self: {"tissnet_vs": Model()}
+    init_trainers = lambda self: {"tissnet_vs": Trainer("a trainer")}
+    init_strategies = lambda self: {"first_come": First("the first")}
+    init_scoring_methods = lambda self: {"dice": Dice("dice")}
 
     def infer(self, request, datastore=None):
         self.asked.append(dict(request))
@@ -192,16 +173,12 @@ def scan(path: Path, *, label: bool = False) -> Path:
     return path
 
 
-def wait_for(url: str, seconds: float, **options: Any) -> None:
-    """Returns when a server answers."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            requests.get(url, timeout=SECONDS, **options)
-            return
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer after {seconds} s")
+def until(condition: Callable[[], bool]) -> None:
+    """Returns when something has come true."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
 
 
 def write_app(folder: Path) -> Path:
@@ -214,6 +191,13 @@ def write_app(folder: Path) -> Path:
     return folder
 
 
+def use_settings(patch: pytest.MonkeyPatch, folder: Path, **more: Any) -> None:
+    """MONAI Label's settings for what `write_app` made."""
+    own = {"APP_DIR": str(folder / "app"), "APP_CONF": {}, "SESSION_PATH": str(folder / "sessions")}
+    for key, value in (own | {"AUTO_UPDATE_SCORING": False} | more).items():
+        patch.setattr(settings, f"MONAI_LABEL_{key}", value)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The application in a thread of this process, so that a test can hold an inference."""
@@ -222,21 +206,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = folder / "server.log"
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "MONAI_LABEL_APP_DIR", str(folder / "app"))
-        patch.setattr(settings, "MONAI_LABEL_STUDIES", str(folder / "store"))
-        patch.setattr(settings, "MONAI_LABEL_APP_CONF", {})
-        patch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))
-        patch.setattr(settings, "MONAI_LABEL_AUTO_UPDATE_SCORING", False)
+        use_settings(patch, folder, STUDIES=str(folder / "store"))
         patch.setattr(tempfile, "tempdir", str(folder / "tmp"))
         handler = logging.FileHandler(log)
         logging.getLogger().addHandler(handler)
         patch.setattr(logging.getLogger(), "level", logging.INFO)
         api = create_app(LIMITS)
-        config = uvicorn.Config(api, port=port, log_config=None, access_log=True)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(api, port=port, log_config=None, access_log=True))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        wait_for(f"http://127.0.0.1:{port}/info/", SECONDS)
+        until(lambda: server.started)
         instance = app_cache.app_instance()
         yield Served(f"http://127.0.0.1:{port}", api, instance, folder / "store", folder / "tmp", log)
         server.should_exit = True
@@ -264,17 +243,19 @@ def upload(name: str = "scan.nii.gz", content: bytes | None = None, field: str =
     return {field: (name, content)}
 
 
-def deep(depth: int) -> str:
+def deep(depth: int, start: str = "[", end: str = "]") -> str:
     """JSON of many levels."""
-    return '{"a":' * depth + "1" + "}" * depth
+    return start * depth + "1" + end * depth
 
 
-def deep_list(depth: int) -> Any:
-    """A list in a list in a list."""
-    found: Any = 1
-    for _ in range(depth):
-        found = [found]
-    return found
+def facts(info: str) -> dict[str, Any]:
+    """A request to keep something of an image."""
+    return {"params": ONE, "data": {"info": info}}
+
+
+def a_label(name: str = "scan.nii.gz", content: bytes | None = None, **params: str) -> dict[str, Any]:
+    """A request to keep a label of an image."""
+    return {"params": FINAL | params, "files": upload(name, content, "label")}
 
 
 def header_only(shape: tuple[int, ...]) -> bytes:
@@ -317,7 +298,7 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
      {"params": ONE, "files": {"params": (None, '{"threshold": 1e400}')}}, 400),
     ("params that are a list", "POST", INFER, {"params": ONE, "files": {"params": (None, "[1]")}}, 400),
     ("params of NaN", "POST", INFER, {"params": ONE, "files": {"params": (None, '{"threshold": NaN}')}}, 400),
-    ("params without end", "POST", INFER, {"params": ONE, "files": {"params": (None, deep(5000))}}, 400),
+    ("params without end", "POST", INFER, {"params": ONE, "files": {"params": (None, deep(5000, '{"a":', '}'))}}, 400),
     ("params of a huge number", "POST", INFER, {"params": ONE, "files": {"params": (None, "9" * 5000)}}, 400),
     ("image in params", "POST", INFER, {"params": ONE, "files": form(image="/etc/passwd")}, 422),
     ("upload in params", "POST", INFER, {"params": ONE, "files": form(upload="/etc/passwd")}, 422),
@@ -381,51 +362,31 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
     ("an unknown file", "GET", "/datastore/image", {"params": {"image": "nobody"}}, 404),
     ("a sum of unknown kind", "HEAD", "/datastore/image", {"params": ONE | {"check_sum": "X:1"}}, 422),
     ("facts of an unknown image", "GET", "/datastore/image/info", {"params": {"image": "nobody"}}, 404),
-    ("facts that are none", "PUT", "/datastore/image/info", {"params": ONE, "data": {"info": "[]"}}, 400),
-    ("facts of the server", "PUT", "/datastore/image/info", {"params": ONE, "data": {"info": '{"name": "x"}'}}, 422),
-    ("facts of half a letter", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": r'{"b": "\ud800"}'}}, 422),
-    ("facts under half a letter", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": r'{"\ud800": 1}'}}, 422),
-    ("facts of many levels", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": json.dumps({"b": deep_list(300)})}}, 422),
-    ("facts without end", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": json.dumps({"b": "x" * 20_000})}}, 422),
-    ("facts that name another image", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": json.dumps({"id": SPACED})}}, 422),
-    ("facts that give the reason", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": '{"reason": "x"}'}}, 422),
-    ("facts that name another label", "PUT", "/datastore/image/info",
-     {"params": ONE, "data": {"info": '{"label_id": "x"}'}}, 422),
+    ("facts that are none", "PUT", "/datastore/image/info", facts("[]"), 400),
+    ("facts of the server", "PUT", "/datastore/image/info", facts('{"name": "x"}'), 422),
+    ("facts of half a letter", "PUT", "/datastore/image/info", facts(r'{"b": "\ud800"}'), 422),
+    ("facts under half a letter", "PUT", "/datastore/image/info", facts(r'{"\ud800": 1}'), 422),
+    ("facts of many levels", "PUT", "/datastore/image/info", facts(f'{{"b": {deep(300)}}}'), 422),
+    ("facts without end", "PUT", "/datastore/image/info", facts(json.dumps({"b": "x" * 20_000})), 422),
+    ("facts that name another image", "PUT", "/datastore/image/info", facts(json.dumps({"id": SPACED})), 422),
+    ("facts that give the reason", "PUT", "/datastore/image/info", facts('{"reason": "x"}'), 422),
+    ("facts that name another label", "PUT", "/datastore/image/info", facts('{"label_id": "x"}'), 422),
     ("an unknown view", "GET", "/datastore/", {"params": {"output": "secrets"}}, 422),
-    ("a label outside", "PUT", "/datastore/label",
-     {"params": {"image": IMAGE, "tag": "../../x"}, "files": upload(field="label")}, 422),
-    ("a label at a path", "PUT", "/datastore/label",
-     {"params": {"image": IMAGE, "tag": "/tmp"}, "files": upload(field="label")}, 422),
-    ("a label of no image", "PUT", "/datastore/label",
-     {"params": {"image": "nobody", "tag": "final"}, "files": upload(field="label")}, 404),
-    ("a label that is noise", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nrrd", b"noise", "label")}, 422),
-    ("a label of another file", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nrrd", DETACHED, "label")}, 422),
-    ("a label of another scan", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii.gz", header_only((4, 4, 4)), "label")}, 422),
-    ("a label cut short", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii.gz", header_only(SHAPE), "label")}, 422),
+    ("a label outside", "PUT", "/datastore/label", a_label(tag="../../x"), 422),
+    ("a label at a path", "PUT", "/datastore/label", a_label(tag="/tmp"), 422),
+    ("a label of no image", "PUT", "/datastore/label", a_label(image="nobody"), 404),
+    ("a label that is noise", "PUT", "/datastore/label", a_label("l.nrrd", b"noise"), 422),
+    ("a label of another file", "PUT", "/datastore/label", a_label("l.nrrd", DETACHED), 422),
+    ("a label of another scan", "PUT", "/datastore/label", a_label("l.nii.gz", header_only((4, 4, 4))), 422),
+    ("a label cut short", "PUT", "/datastore/label", a_label("l.nii.gz", header_only(SHAPE)), 422),
     ("a label that is a scan", "PUT", "/datastore/label",
      {"params": FINAL, "files": {"label": upload()["file"]}}, 422),
-    ("a label of fractions", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii", voxels(0.5), "label")}, 422),
-    ("a label of NaN", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii", voxels(float("nan")), "label")}, 422),
-    ("a label of colors", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii", voxels(1, RGB), "label")}, 422),
-    ("a label of complex numbers", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nii", voxels(1, np.complex64), "label")}, 422),
-    ("a label cut short, .nrrd", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.nrrd", ATTACHED, "label")}, 422),
-    ("a raw label in a store of files", "PUT", "/datastore/label",
-     {"params": FINAL, "files": upload("l.bin", b"\0" * 27648, "label")}, 422),
+    ("a label of fractions", "PUT", "/datastore/label", a_label("l.nii", voxels(0.5)), 422),
+    ("a label of NaN", "PUT", "/datastore/label", a_label("l.nii", voxels(float("nan"))), 422),
+    ("a label of colors", "PUT", "/datastore/label", a_label("l.nii", voxels(1, RGB)), 422),
+    ("a label of complex numbers", "PUT", "/datastore/label", a_label("l.nii", voxels(1, np.complex64)), 422),
+    ("a label cut short, .nrrd", "PUT", "/datastore/label", a_label("l.nrrd", ATTACHED), 422),
+    ("a raw label in a store of files", "PUT", "/datastore/label", a_label("l.bin", b"\0" * 27648), 422),
     ("a label with broken facts", "PUT", "/datastore/label",
      {"params": FINAL, "files": upload(field="label") | {"params": (None, "{")}}, 400),
     ("an unknown label", "GET", "/datastore/label", {"params": {"label": IMAGE, "tag": "nothing"}}, 404),
@@ -474,10 +435,6 @@ HOSTILE: list[tuple[str, str, str, dict[str, Any], int]] = [
 ]  # fmt: skip
 
 
-def test_at_least_forty_hostile_requests() -> None:
-    assert len({what for what, *_ in HOSTILE}) == len(HOSTILE) >= 40
-
-
 @pytest.mark.parametrize(("what", "method", "path", "options", "status"), HOSTILE, ids=[row[0] for row in HOSTILE])
 def test_hostile_request(
     served: Served, what: str, method: str, path: str, options: dict[str, Any], status: int
@@ -509,7 +466,7 @@ def test_information_is_bounded_with_what_is_there(served: Served) -> None:
     def put(**info: Any) -> int:
         return served.ask("PUT", "/datastore/image/info", params=ONE, data={"info": json.dumps(info)}).status_code
 
-    assert [put(a="x" * 10_000), put(b="x" * 10_000), put(a=deep_list(6)), put(a=0, b=0)] == [200, 422, 200, 200]
+    assert [put(a="x" * 10_000), put(b="x" * 10_000), put(a=json.loads(deep(6))), put(a=0, b=0)] == [200, 422, 200, 200]
 
 
 def test_uploads_of_one_name_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +494,7 @@ def test_uploads_of_one_name_at_once(served: Served, monkeypatch: pytest.MonkeyP
 )
 def test_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch, path: str, sent: Any, full: str) -> None:
     def usage(folder: Path) -> Any:
-        return free_of(0 if str(folder).startswith(str(served.store.parent / full)) else 2**40)
+        return SimpleNamespace(free=0 if str(folder).startswith(str(served.store.parent / full)) else 2**40)
 
     sessions = served.store.parent / "sessions"
     sessions.mkdir(exist_ok=True)
@@ -548,11 +505,6 @@ def test_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch, path: str, s
 
     assert (answer.status_code, answer.json()["detail"]) == (507, "The server's disk is full: tell who runs it.")
     assert set(served.store.rglob("*.nii.gz")) == before and not list(sessions.iterdir())
-
-
-def free_of(free: int) -> Any:
-    """What `disk_usage` answers."""
-    return type("Usage", (), {"free": free})
 
 
 def test_one_dataset_at_a_time_and_none_on_a_full_disk(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +527,9 @@ def test_one_dataset_at_a_time_and_none_on_a_full_disk(served: Served, monkeypat
         gate.set()
         found = first.result()
     size = os.path.getsize(case["image"])
-    monkeypatch.setattr(routes_store.shutil, "disk_usage", lambda folder: free_of(routes_store.FREE_BYTES + size - 1))
+    monkeypatch.setattr(
+        routes_store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=routes_store.FREE_BYTES + size - 1)
+    )
     full = served.ask("GET", "/datastore/dataset")
 
     assert (found.status_code, found.content, second.status_code, full.status_code) == (200, b"PK", 503, 507)
@@ -621,12 +575,10 @@ def test_threads_for_every_request(served: Served) -> None:
     assert anyio.run(threads) == 116
 
 
-def test_unexpected_error_says_nothing_but_a_number(served: Served) -> None:
-    served.app.error = RuntimeError(f"/secret/{IMAGE}.nii.gz is broken")
-    try:
-        answer = served.ask("POST", INFER, params={"image": IMAGE}, files=form())
-    finally:
-        served.app.error = None
+def test_unexpected_error_says_nothing_but_a_number(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(served.app, "error", RuntimeError(f"/secret/{IMAGE}.nii.gz is broken"))
+        answer = served.ask("POST", INFER, params=ONE, files=form())
 
     number = re.search(r"number: ([0-9a-f]{12})\.$", answer.json()["detail"])
     assert answer.status_code == 500 and number is not None and "secret" not in answer.text
@@ -637,37 +589,48 @@ def test_unexpected_error_says_nothing_but_a_number(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(InputError("The scan is flat."), 422), (NotFound("No such case."), 404), (KeyError("x"), 500)],
+    ("error", "status", "sentence"),
+    [
+        (InputError("The scan is flat."), 422, r"The scan is flat\."),
+        (NotFound("No such case."), 404, r"No such case\."),
+        (KeyError("x"), 500, r"The server failed .*\."),
+        (requests.ConnectionError("http://archive:8042 refused"), 502, r"The image archive does not answer: .*\."),
+    ],
 )
-def test_errors_of_the_app(served: Served, error: Exception, status: int) -> None:
-    served.app.error = error
-    try:
-        answer = served.ask("POST", INFER, params={"image": IMAGE}, files=form())
-    finally:
-        served.app.error = None
+def test_errors_of_the_app(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, sentence: str
+) -> None:
+    monkeypatch.setattr(served.app, "error", error)
 
-    assert answer.status_code == status
-    assert status == 500 or answer.json() == {"detail": str(error)}
+    answer = served.ask("POST", INFER, params=ONE, files=form())
+
+    assert answer.status_code == status and answer.json().keys() == {"detail"}
+    assert re.fullmatch(sentence, answer.json()["detail"]) and "archive:8042" not in answer.text
+
+
+@contextmanager
+def held_back(served: Served) -> Iterator[ThreadPoolExecutor]:
+    """Inferences get stuck until `served.app.gate` is set, or the end of the block; with threads that can ask."""
+    served.app.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            yield pool
+        finally:
+            served.app.gate.set()
 
 
 def test_full_queue_answers_503_and_info_at_once(served: Served) -> None:
-    served.app.gate.clear()
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            held = LIMITS.running + LIMITS.waiting
-            waiting = [pool.submit(served.ask, "POST", INFER, params=ONE, files=form()) for _ in range(held)]
-            until(lambda: served.api.state.inference.held == held)
-            start = time.monotonic()
-            refused = served.ask("POST", INFER, params=ONE, files=form())
-            info = served.ask("GET", "/info/")
-            store = served.ask("GET", "/datastore/", params={"output": "all"})
-            sample = served.ask("POST", "/activelearning/first_come", json={})
-            seconds = time.monotonic() - start
-            served.app.gate.set()
-            answers = [future.result() for future in waiting]
-    finally:
-        served.app.gate.set()
+    held = LIMITS.running + LIMITS.waiting
+    with held_back(served) as pool:
+        waiting = [pool.submit(served.ask, "POST", INFER, params=ONE, files=form()) for _ in range(held)]
+        until(lambda: served.api.state.inference.held == held)
+        start = time.monotonic()
+        refused = served.ask("POST", INFER, params=ONE, files=form())
+        info = served.ask("GET", "/info/")
+        store = served.ask("GET", "/datastore/", params={"output": "all"})
+        sample = served.ask("POST", "/activelearning/first_come", json={})
+        seconds = time.monotonic() - start
+    answers = [future.result() for future in waiting]
 
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
     assert "busy" in refused.json()["detail"]
@@ -677,50 +640,35 @@ def test_full_queue_answers_503_and_info_at_once(served: Served) -> None:
     good(served)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Returns when something has come true."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
-
-
 def test_inference_of_a_client_that_left_is_not_run(served: Served) -> None:
-    served.app.gate.clear()
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            before = len(served.app.asked)
-            first = pool.submit(served.ask, "POST", INFER, params=ONE, files=form())
-            until(lambda: len(served.app.asked) == before + 1)
-            left = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=SECONDS)
-            left.request("POST", f"{INFER}?image={IMAGE}", body="", headers={"content-length": "0"})
-            until(lambda: served.api.state.inference.held == 2)
-            left.close()
-            time.sleep(LEAVE_SECONDS)
-            served.app.gate.set()
-            assert first.result().status_code == 200
-        good(served)
-    finally:
-        served.app.gate.set()
+    before = len(served.app.asked)
+    with held_back(served) as pool:
+        first = pool.submit(served.ask, "POST", INFER, params=ONE, files=form())
+        until(lambda: len(served.app.asked) == before + 1)
+        left = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=SECONDS)
+        left.request("POST", f"{INFER}?image={IMAGE}", body="", headers={"content-length": "0"})
+        until(lambda: served.api.state.inference.held == 2)
+        left.close()
+        time.sleep(LEAVE_SECONDS)
+    assert first.result().status_code == 200
+    good(served)
 
     assert len(served.app.asked) == before + 2
 
 
+def connected(served: Served) -> socket.socket:
+    """A connection of our own, for what no library sends."""
+    return socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS)
+
+
 def test_number_of_requests_is_bounded_but_info_answers(served: Served) -> None:
-    served.app.gate.clear()
-    open_sockets = []
-    try:
-        for _ in range(LIMITS.requests):
-            one = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(connected(served)) for _ in range(LIMITS.requests)]
+        for one in sockets:
             one.sendall(b"POST /train/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
-            open_sockets.append(one)
         time.sleep(0.3)
         refused, info = served.ask("GET", "/datastore/"), served.ask("GET", "/info/")
-        stopped = open_sockets[0].recv(4096)
-    finally:
-        served.app.gate.set()
-        for one in open_sockets:
-            one.close()
+        stopped = sockets[0].recv(4096)
 
     assert (refused.status_code, refused.headers["retry-after"], info.status_code) == (503, "1", 200)
     assert stopped.startswith(b"HTTP/1.1 408")
@@ -729,7 +677,7 @@ def test_number_of_requests_is_bounded_but_info_answers(served: Served) -> None:
 
 def test_body_that_comes_too_slowly_is_refused(served: Served) -> None:
     start = time.monotonic()
-    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS) as one:
+    with connected(served) as one:
         one.sendall(b"POST /train/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n")
         one.settimeout(0.2)
         answer = b""
@@ -763,31 +711,16 @@ def test_client_of_monai_label(served: Served, tmp_path: Path, monkeypatch: pyte
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(async_task, "run_background_task", lambda request, method: started.append(request))
     client = MONAILabelClient(served.url, str(tmp_path), "user-xyz")
-    new = scan(tmp_path / "new one (1) [T2].nii.gz")
-    config = {key: value for key, value in client.info()["models"]["tissnet_vs"]["config"].items()}
-    slicer = config | {"result_extension": ".nrrd", "result_dtype": "uint8"}
+    slicer = client.info()["models"]["tissnet_vs"]["config"] | {"result_extension": ".nrrd", "result_dtype": "uint8"}
 
     assert not client.auth_enabled()
-    assert client.next_sample("first_come", {})["id"] == IMAGE
-    for image in (IMAGE, SPACED):
-        mask, params = client.infer("tissnet_vs", image, dict(slicer))
-        assert params["voxels"] == 64 and Path(mask).suffix == ".nrrd"
+    mask, params = client.infer("tissnet_vs", SPACED, dict(slicer))
+    assert params["voxels"] == 64 and Path(mask).suffix == ".nrrd"
     assert served.app.asked[-1] == {
         "model": "tissnet_vs", "image": SPACED, "device": "cpu", "overlap": 0.25, "flips": False, "threshold": 0.5,
         "result_extension": ".nrrd", "result_dtype": "uint8",
     }  # fmt: skip
-    assert client.infer("tissnet_vs", "", {}, file=str(new))[1]["voxels"] == 64
-    session = client.create_session(str(new))["session_id"]
-    assert client.get_session(session)["name"] == session and str(tmp_path) not in str(client.get_session(session))
-    assert client.infer("tissnet_vs", "in Slicer only", {}, session_id=session)[1]["voxels"] == 64
-    client.remove_session(session)
-    assert client.upload_image(str(new), "uploaded (2) [T2]") == {"image": "uploaded (2) [T2]"}
-    saved = client.save_label("uploaded (2) [T2]", mask, params={"label_info": [{"name": "tumor", "idx": 1}]})
-    assert saved["label"] == "uploaded (2) [T2]"
-    client.save_label("uploaded (2) [T2]", mask, tag="second reader")
-    kept = client.download_label("uploaded (2) [T2]", "second reader")
-    assert Path(kept).read_bytes() == Path(mask).read_bytes()
-    assert client.datastore()["objects"]["uploaded (2) [T2]"]["labels"].keys() == {"final", "second reader"}
+    assert client.infer("tissnet_vs", "", {}, file=str(scan(tmp_path / "new one (1) [T2].nii.gz")))[1]["voxels"] == 64
     client.train_start("tissnet_vs", {"max_epochs": 1, "gpus": "0", "logging": "DEBUG"})
     client.train_start(None, {"tissnet_vs": {"max_epochs": 3}})
     assert not client.train_status(check_if_running=True)
@@ -811,22 +744,14 @@ def test_ohif_requests(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = served.ask("POST", INFER, params=ONE | {"output": "image"}, files=form(**params), headers=origin)
 
     assert answer.status_code == 200 and answer.content.startswith(b"NRRD")
-    page = served.ask("GET", "/ohif/viewer?StudyInstanceUIDs=1.2.3")
-    assert (
-        page.status_code == 200
-        and "OHIF" in page.text
-        and "script-src 'self'" in page.headers["content-security-policy"]
-    )
-    assert (
-        page.headers["cache-control"] == "no-store"
-        and "cache-control" not in served.ask("GET", "/ohif/app-config.js").headers
-    )
-    cookie = page.headers["set-cookie"]
-    assert cookie.startswith(f"MONAILABEL_SERVER_URL={quote(served.url, safe='')}%2F; Path=/ohif;")
+    page, config = (served.ask("GET", f"/ohif/{path}") for path in ("viewer?StudyInstanceUIDs=1.2.3", "app-config.js"))
+    assert page.status_code == 200 and "OHIF" in page.text and "window.config" in config.text
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-store" and "cache-control" not in config.headers
+    assert page.headers["set-cookie"].startswith(f"MONAILABEL_SERVER_URL={quote(served.url, safe='')}%2F; Path=/ohif;")
     secure = served.ask("GET", "/ohif/", headers={"host": "ai.hospital.example", "x-forwarded-proto": "https"})
     assert secure.headers["set-cookie"].startswith("MONAILABEL_SERVER_URL=https%3A%2F%2Fai.hospital.example%2F;")
     assert "OHIF" in served.ask("GET", "/ohif/..%2f..%2f..%2fconfig.py").text
-    assert "window.config" in served.ask("GET", "/ohif/app-config.js").text
     assert served.ask("GET", "/").headers["location"] == "/info/"
 
 
@@ -954,17 +879,12 @@ def test_real_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := orthanc_missing():
         pytest.skip(reason)
     (write_app(tmp_path) / "tmp").mkdir()
-    for key, value in {
-        "APP_DIR": str(tmp_path / "app"), "APP_CONF": {}, "SESSION_PATH": str(tmp_path / "sessions"),
-        "DICOMWEB_CACHE_PATH": str(tmp_path / "cache"), "DICOMWEB_SEARCH_FILTER": {"Modality": "MR"},
-    }.items():  # fmt: skip
-        monkeypatch.setattr(settings, f"MONAI_LABEL_{key}", value)
-    monkeypatch.setattr(settings, "MONAI_LABEL_AUTO_UPDATE_SCORING", False)
     series = write_small(tmp_path / "series", (24, 24, 8))
     with running_orthanc(tmp_path / "orthanc") as address:
         archive = DICOMwebClient(f"{address}/dicom-web")
         archive.store_instances([pydicom.dcmread(path) for path in series.paths])
-        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"{address}/dicom-web")
+        search = {"DICOMWEB_CACHE_PATH": str(tmp_path / "cache"), "DICOMWEB_SEARCH_FILTER": {"Modality": "MR"}}
+        use_settings(monkeypatch, tmp_path, STUDIES=f"{address}/dicom-web", **search)
         with TestClient(create_app(LIMITS), base_url="http://localhost:8000") as client:
             monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
             one = {"image": series.series_uid, "output": "dicom_seg"}
@@ -977,11 +897,9 @@ def test_real_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             path = client.post(INFER, params={"image": "../.."}, files=form())
             sent = client.put("/datastore/image", params={"image": "x"}, files=upload())
             raw = np.zeros((24, 24, 8), dtype=np.uint8).tobytes()
-            label = client.put(
-                "/datastore/label", params={"image": series.series_uid}, files={"label": ("label.bin", raw)}
-            )
-            short = client.put(
-                "/datastore/label", params={"image": series.series_uid}, files={"label": ("label.bin", raw[1:])}
+            label, short = (
+                client.put("/datastore/label", params={"image": series.series_uid}, files={"label": ("l.bin", content)})
+                for content in (raw, raw[1:])
             )
             page = client.get("/", follow_redirects=False)
             left = list((tmp_path / "tmp").iterdir())
@@ -1019,33 +937,42 @@ class Archive:
     gate: threading.Event
 
 
+def stub(
+    came: Callable[[str, str, dict[str, str], bytes], None], content: bytes, headers: dict[str, str]
+) -> ThreadingHTTPServer:
+    """A server in a thread that says what came, and always answers the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            came(self.command, self.path, dict(self.headers), body)
+            self.send_response(200)
+            for key, value in (headers | {"content-length": str(len(content))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
+        log_message = lambda *_: None  # noqa: E731
+
+    server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 64})(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 @contextmanager
 def archive_behind(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
     """The server's proxy with a stub behind it."""
     found = Archive([], threading.Event())
     found.gate.set()
 
-    class Stub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            found.seen.append((self.command, self.path, dict(self.headers), body))
-            found.gate.wait(SECONDS)
-            self.send_response(200)
-            self.send_header("content-type", "application/dicom+json")
-            self.send_header("set-cookie", "archive=1")
-            self.end_headers()
-            self.wfile.write(b"[]")
+    def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        found.seen.append((method, path, headers, body))
+        found.gate.wait(SECONDS)
 
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-
-    server = Server(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = stub(answer, b"[]", {"content-type": "application/dicom+json", "set-cookie": "archive=1"})
     monkeypatch.setattr(proxy, "DICOMWebDatastore", type(served.app.datastore()))
     monkeypatch.setattr(proxy, "app_instance", lambda: served.app)
     monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{server.server_port}/dicom-web")
@@ -1080,23 +1007,13 @@ def test_proxy_keeps_what_is_sent_on_the_disk(served: Served, monkeypatch: pytes
     with archive_behind(served, monkeypatch) as archive:
         sent = served.ask("POST", "/proxy/dicom/stow/studies", data=content)
         empty = served.ask("POST", "/proxy/dicom/stow/studies")
-        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), SECONDS) as one:
+        with connected(served) as one:
             one.sendall(b"POST /proxy/dicom/wado/system HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
             refused = one.recv(4096)
 
     assert (sent.status_code, empty.status_code) == (200, 200) and hasattr(given[0], "read")
     assert [body for *_, body in archive.seen] == [content, b""]
     assert refused.startswith(b"HTTP/1.1 422")  # and not 408, after the wait for a body that does not come
-
-
-def test_archive_that_does_not_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    served.app.error = requests.ConnectionError("http://archive.internal:8042 refused")
-    try:
-        answer = served.ask("POST", INFER, params=ONE, files=form())
-    finally:
-        served.app.error = None
-
-    assert answer.status_code == 502 and "archive.internal" not in answer.text
 
 
 def test_named_origins_may_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1145,21 +1062,15 @@ def test_server_as_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(folder / "app"), "--studies",
                str(folder / "store"), "--host", "127.0.0.1", "--port", str(port), "--access_log",
                "--uvicorn_app", "monailabel_app.web.server:app"]  # fmt: skip
-    with (folder / "out.txt").open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(f"{url}/info/", 60)
-            answer = requests.post(f"{url}{INFER}", params=ONE | {"output": "json"}, files=form(), timeout=SECONDS)
-        finally:
-            process.terminate()
-            code = process.wait(SECONDS)
+    url = f"http://127.0.0.1:{port}"
+    with running(command, url, folder / "out.txt", cwd=ROOT, env=environment) as process:
+        answer = requests.post(f"{url}{INFER}", params=ONE | {"output": "json"}, files=form(), timeout=SECONDS)
 
     text = (folder / "out.txt").read_text() + (folder / "app" / "logs" / "app.log").read_text()
     assert answer.json() == {"voxels": 64}, text
     assert not list((folder / "sessions").iterdir())
     assert IMAGE not in text and "image=" not in text and "serving tissnet_vs" in text
-    assert code in (0, -15)
+    assert process.returncode in (0, -15)
 
 
 @pytest.fixture
@@ -1169,24 +1080,9 @@ def nginx(tmp_path: Path) -> Iterator[tuple[int, int, list[dict[str, str]]]]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     came: list[dict[str, str]] = []
 
-    class Stub(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            content = self.rfile.read(int(self.headers.get("content-length", 0)))
-            came.append({"path": self.path, "size": str(len(content)), **dict(self.headers)})
-            self.send_response(200)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        do_POST = do_PUT = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    stub = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=stub.serve_forever, daemon=True).start()
+    behind = stub(
+        lambda method, path, headers, body: came.append({"path": path, "size": str(len(body)), **headers}), b"ok", {}
+    )
     plain, tls = free_port(), free_port()
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ai.hospital.example",
@@ -1198,7 +1094,7 @@ def nginx(tmp_path: Path) -> Iterator[tuple[int, int, list[dict[str, str]]]]:
     for written, here in {
         "listen 80;": f"listen 127.0.0.1:{plain};",
         "listen 443 ssl": f"listen 127.0.0.1:{tls} ssl",
-        "127.0.0.1:8000": f"127.0.0.1:{stub.server_port}",
+        "127.0.0.1:8000": f"127.0.0.1:{behind.server_port}",
         "/etc/nginx/tissnet": str(tmp_path / "tissnet"),
         "/var/log/nginx/": f"{tmp_path}/",
     }.items():
@@ -1212,12 +1108,12 @@ def nginx(tmp_path: Path) -> Iterator[tuple[int, int, list[dict[str, str]]]]:
     (tmp_path / "nginx.conf").write_text(f"{head} http {{ {temporary}\n{site}\n}}")
     process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
-        wait_for(f"http://127.0.0.1:{plain}/", SECONDS, allow_redirects=False)
+        until(lambda: psutil.Process(process.pid).children() != [])  # its workers
         yield plain, tls, came
     finally:
         process.terminate()
         process.wait(SECONDS)
-        stub.shutdown()
+        behind.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
@@ -1230,10 +1126,8 @@ def test_nginx_asks_for_tls_and_a_password(nginx: tuple[int, int, list[dict[str,
 
     redirected = requests.get(f"http://127.0.0.1:{plain}/info/?image=x", allow_redirects=False, timeout=SECONDS)
     without, wrong = ask("GET", "/info/"), ask("GET", "/info/", auth=("doctor", "guess"))
-    assert (redirected.status_code, redirected.headers["location"]) == (
-        301,
-        "https://ai.hospital.example/info/?image=x",
-    )
+    assert redirected.status_code == 301
+    assert redirected.headers["location"] == "https://ai.hospital.example/info/?image=x"
     assert (without.status_code, wrong.status_code, came) == (401, 401, [])
     assert ask("GET", "/auth/").json()["enabled"] is True
 
@@ -1241,13 +1135,10 @@ def test_nginx_asks_for_tls_and_a_password(nginx: tuple[int, int, list[dict[str,
     answers = [ask("GET", "/info/?image=Mueller", auth=("doctor", "secret")),
                ask("PUT", "/datastore/image", auth=("doctor", "secret"), data=upload),
                ask("POST", "/auth/token", data="username=doctor")]  # fmt: skip
-    huge = http.client.HTTPSConnection("127.0.0.1", tls, timeout=SECONDS, context=unverified())
+    huge = http.client.HTTPSConnection("127.0.0.1", tls, timeout=SECONDS, context=ssl._create_unverified_context())
     token = base64.b64encode(b"doctor:secret").decode()
-    huge.request(
-        "PUT",
-        "/Mueller_T2?image=Mueller",
-        headers={"content-length": str(3 * 1024**3), "authorization": f"Basic {token}"},
-    )
+    length = {"content-length": str(3 * 1024**3), "authorization": f"Basic {token}"}
+    huge.request("PUT", "/Mueller_T2?image=Mueller", headers=length)
 
     assert [answer.text for answer in answers] == ["ok"] * 3 and huge.getresponse().status == 413
     assert [one["path"] for one in came] == ["/info/?image=Mueller", "/datastore/image", "/auth/token"]
@@ -1258,15 +1149,6 @@ def test_nginx_asks_for_tls_and_a_password(nginx: tuple[int, int, list[dict[str,
     assert "Mueller" not in (tmp_path / "tissnet_error.log").read_text() + (tmp_path / "error.log").read_text()
     text = NGINX.read_text()
     assert "limit_conn tissnet_connections 16;" in text and "http2;" not in text
-
-
-def unverified() -> Any:
-    """TLS without a look at the certificate."""
-    import ssl
-
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 def test_log_in_of_slicer_is_the_header_that_nginx_wants(served: Served) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from made.contours import (
@@ -18,11 +16,11 @@ from made.contours import (
     to_lps,
     tube_contours,
 )
+from made.outcomes import error_of
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from scripts.data.dicom.contours import Structure, contour_gaps, contour_volume, overlap, structure_mask
-from scripts.data.volume import CaseError
 
 SHAPE = (96, 96, 30)
 OBLIQUE = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
@@ -50,13 +48,6 @@ def volumes(contours: list[NDArray], affine: NDArray, shape: tuple[int, ...] = S
     voxel = abs(np.linalg.det(affine[:3, :3]))
     spacing = float(np.linalg.norm(affine[:3, 2]))
     return structure_mask(structure, shape, affine).sum() * voxel, contour_volume(structure, slice_spacing=spacing)
-
-
-def error_of(call: Callable[[], object]) -> CaseError:
-    """The CaseError that a call raises."""
-    with pytest.raises(CaseError) as info:
-        call()
-    return info.value
 
 
 # Known voxels

@@ -9,17 +9,10 @@ from pathlib import Path
 import pydicom
 import pytest
 from made.dicom import SMALL, make_uid, make_voxels, save, write_small
+from made.outcomes import one_series
 from pydicom.dataset import Dataset
 
 from scripts.data.dicom.folder import scan
-from scripts.data.dicom.series import Series
-
-
-def one_series(folder: Path) -> Series:
-    found = scan(folder)
-    assert not found.unreadable
-    (series,) = found.series
-    return series
 
 
 @pytest.mark.parametrize("implicit", [True, False])
@@ -41,8 +34,9 @@ def test_identity_of_an_anonymized_series(tmp_path: Path) -> None:
         tmp_path, SeriesDescription=None, StudyDescription=None, StudyDate=None, FrameOfReferenceUID=None
     )
     series = one_series(tmp_path)
-    assert (series.description, series.study_date, series.frame_of_reference) == ("", "", "")
-    assert (series.uid, series.study_uid, series.modality) == (made.series_uid, made.study_uid, "MR")
+    header = series.header
+    assert (header.description, header.study_date, header.frame_of_reference) == ("", "", "")
+    assert (header.series_uid, header.study_uid, header.modality) == (made.series_uid, made.study_uid, "MR")
     assert series.files() == sorted(made.paths)
     assert series.problems() == []
 
@@ -61,14 +55,14 @@ def test_identity_of_an_anonymized_series(tmp_path: Path) -> None:
 )
 def test_patient(tmp_path: Path, attributes: dict, patient: str) -> None:
     write_small(tmp_path, (4, 4, 3), **attributes)
-    assert one_series(tmp_path).patient == patient
+    assert one_series(tmp_path).header.patient == patient
 
 
 def test_equal_bytes_in_two_character_sets_are_two_names(tmp_path: Path) -> None:
     for name, charset, patient in (("a", "ISO_IR 100", "Å"), ("b", "ISO_IR 144", "Х")):  # both are the byte C5
         options = {"SpecificCharacterSet": charset, "PatientName": patient, "PatientID": None}
         write_small(tmp_path / name, (4, 4, 3), series_uid=make_uid(name), **options)
-    assert [series.patient for series in scan(tmp_path).series] == ["Å", "Х"]
+    assert [series.header.patient for series in scan(tmp_path).series] == ["Å", "Х"]
 
 
 def test_scan_sorts_a_folder(tmp_path: Path) -> None:
@@ -90,10 +84,9 @@ def test_scan_sorts_a_folder(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / ".hidden")
     shutil.copy(first.paths[0], tmp_path / "DICOMDIR")
     found = scan(tmp_path)
-    assert [series.uid for series in found.series] == [first.series_uid, second.series_uid]
+    assert [series.header.series_uid for series in found.series] == [first.series_uid, second.series_uid]
     (structures,) = found.structure_sets
-    assert structures == (tmp_path / "rs.dcm", first.study_uid, str(drawn.SOPInstanceUID), "VS-SEG-001")
-    assert found.others == {"RTDOSE": 1, "RTPLAN": 1}
+    assert structures == (tmp_path / "rs.dcm", first.study_uid, "VS-SEG-001")
     assert [(path.name, bool(message)) for path, message in found.unreadable] == [
         ("damaged.dcm", True),
         ("empty.dcm", True),

@@ -10,16 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made.contours import (
-    HOLE,
-    UNIT,
-    ball_contours,
-    grid_affine,
-    squares,
-    to_lps,
-    write_contours_json,
-    write_rtstruct,
-)
+from made.contours import HOLE, UNIT, ball_contours, grid_affine, squares, to_lps, write_contours_json, write_rtstruct
+from made.dicom import MR_IMAGE
+from made.outcomes import error_of
 from pydicom import Dataset, dcmread
 from scipy.spatial.transform import Rotation
 
@@ -29,13 +22,6 @@ from scripts.data.volume import CaseError
 
 TURNED = Rotation.from_euler("xyz", [20, -15, 35], degrees=True).as_matrix()
 OBLIQUE = grid_affine(origin=(10, -20, 30), rotation=TURNED)
-
-
-def error_of(call: Callable[[], object]) -> CaseError:
-    """The CaseError that a call raises."""
-    with pytest.raises(CaseError) as info:
-        call()
-    return info.value
 
 
 # Which structure
@@ -271,35 +257,23 @@ def test_newest_is_last_when_sorted_by_date(tmp_path: Path) -> None:
     assert found == sorted(set(found))
 
 
-def _points_missing(dataset: object) -> None:
-    dataset.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints = 9
-
-
-def _not_finite(dataset: object) -> None:
-    dataset.ROIContourSequence[0].ContourSequence[0].ContourData = ["1"] * 11 + ["nan"]
-
-
-def _other_class(dataset: object) -> None:
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-
-
-def _no_structures(dataset: object) -> None:
-    del dataset.StructureSetROISequence
-    del dataset.ROIContourSequence
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("change", "check", "part"),
     [
-        (_points_missing, "structures", "rt.dcm, 'TV', contour 1: 12 coordinates"),
-        (_not_finite, "structures", "no number"),
-        (_other_class, "unreadable file", "MR Image Storage"),
-        (_no_structures, "structures", "none in rt.dcm"),
+        ({"NumberOfContourPoints": 9}, "structures", "rt.dcm, 'TV', contour 1: 12 coordinates"),
+        ({"ContourData": ["1"] * 11 + ["nan"]}, "structures", "no number"),
+        ({"SOPClassUID": MR_IMAGE}, "unreadable file", "MR Image Storage"),
+        ({"StructureSetROISequence": [], "ROIContourSequence": []}, "structures", "none in rt.dcm"),
     ],
 )
-def test_wrong_rtstruct_is_refused(tmp_path: Path, change: Callable, check: str, part: str) -> None:
-    path = rewritten(write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}), change)
+def test_wrong_rtstruct_is_refused(tmp_path: Path, change: dict[str, object], check: str, part: str) -> None:
+    def wrong(dataset: Dataset) -> None:
+        for keyword, value in change.items():
+            of_contour = keyword in ("NumberOfContourPoints", "ContourData")
+            setattr(dataset.ROIContourSequence[0].ContourSequence[0] if of_contour else dataset, keyword, value)
+
+    path = rewritten(write_rtstruct(tmp_path / "rt.dcm", {"TV": squares(3)}), wrong)
     error = error_of(lambda: read_rtstruct(path))
     assert error.check == check and part in error.found
 

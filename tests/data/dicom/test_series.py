@@ -9,16 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from made.dicom import (
-    LPS_FROM_RAS,
-    SMALL,
-    make_affine,
-    make_voxels,
-    save,
-    write_enhanced,
-    write_series,
-    write_small,
-)
+from made.dicom import LPS_FROM_RAS, SMALL, make_affine, make_voxels, save, write_enhanced, write_series, write_small
+from made.outcomes import error_of, one_series
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
@@ -28,13 +20,6 @@ from scripts.data.volume import CaseError
 
 PLANES = ("axial", "oblique", "sagittal", "coronal")
 CORNERS = [[x, y, z] for x in (0, SMALL[0] - 1) for y in (0, SMALL[1] - 1) for z in (0, SMALL[2] - 1)]
-
-
-def one_series(folder: Path) -> Series:
-    found = scan(folder)
-    assert not found.unreadable
-    (series,) = found.series
-    return series
 
 
 def by_point(voxels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -68,24 +53,6 @@ def test_affine_of_a_sagittal_series_by_hand(tmp_path: Path) -> None:
     _, affine = one_series(tmp_path).grid()
     expected = [[0, 0, 3, -17], [-0.25, 0, 0, 8], [0, -0.5, 0, 9], [0, 0, 0, 1]]
     np.testing.assert_allclose(affine, expected, atol=1e-9)
-
-
-@pytest.mark.parametrize("order", ["forward", "reversed"])
-@pytest.mark.parametrize("plane", PLANES)
-def test_bright_voxel_lies_at_its_physical_point(tmp_path: Path, plane: str, order: str) -> None:
-    affine = make_affine((0.4, 0.7, 1.5), origin=(11.0, -22.0, 33.0), plane=plane)
-    voxels = np.zeros(SMALL, dtype=np.int16)
-    voxels[7, 2, 3] = 1000
-    made = write_series(tmp_path, voxels, affine, order=order)
-    slice_3 = pydicom.dcmread(made.paths[3])
-    row_direction, column_direction = np.reshape(slice_3.ImageOrientationPatient, (2, 3)).astype(float)
-    # PS3.3 C.7.6.2.1.1 for pixel (column 7, row 2) of the slice.
-    lps = np.array(slice_3.ImagePositionPatient) + 7 * 0.4 * row_direction + 2 * 0.7 * column_direction
-    series = one_series(tmp_path)
-    found = np.argwhere(series.voxels() == 1000)
-    assert found.tolist() == [[7, 2, 3]]
-    ras = series.grid()[1] @ [*found[0], 1]
-    np.testing.assert_allclose(ras[:3], lps * [-1, -1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["forward", "reversed"])
@@ -191,23 +158,19 @@ def test_run_length_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "message"),
+    "change",
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "unreadable file", "000003.dcm"),
-        (lambda path: path.unlink(), "unreadable file", "000003.dcm: "),
-        (lambda path: path.write_bytes(b"text"), "unreadable file", "000003.dcm: "),
+        lambda path: path.write_bytes(path.read_bytes()[:-50]),
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"text"),
     ],
 )
-def test_slice_damaged_after_the_scan(
-    tmp_path: Path, change: Callable[[Path], object], check: str, message: str
-) -> None:
+def test_slice_damaged_after_the_scan(tmp_path: Path, change: Callable[[Path], object]) -> None:
     made = write_small(tmp_path)
     series = one_series(tmp_path)
     change(made.paths[2])
-    with pytest.raises(CaseError, match=message) as raised:
-        series.voxels()
-    assert raised.value.check == check
-    assert "\n" not in str(raised.value)
+    error = error_of(series.voxels)
+    assert error.check == "unreadable file" and error.found.startswith("000003.dcm: ")
 
 
 def test_sizes_that_the_file_cannot_hold(tmp_path: Path) -> None:

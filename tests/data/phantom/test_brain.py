@@ -1,6 +1,6 @@
 """Tests of scripts.data.phantom.brain: the painted brain and its glioma, and what the sequences then show of it.
 
-Grids, seeds, noise and cost are test_phantom.py's; whether it looks like patients is asked by benchmarks/phantoms.py.
+Grids, seeds and cost are test_make.py's; whether it looks like patients is asked by benchmarks/phantoms.py.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def test_labels_of_the_tasks_are_parts_of_one_tumor():
     part = make_phantom(0, task="surrogate_t2_cet1", shape=SHAPE, spacing=SPACING, diameter=60.0)
     np.testing.assert_array_equal(whole.label, whole.tissue > 0)
     np.testing.assert_array_equal(part.label, whole.tissue == 3)
+    np.testing.assert_array_equal(whole.images["T2"], part.images["T2"])
     assert 0 < part.label.sum() < whole.label.sum()
     ceT1, t1 = whole.images["ceT1"], whole.images["T1"]
     gain = [np.median(ceT1[mask]) / np.median(t1[mask]) for mask in (whole.tissue == 3, whole.tissue == 2)]

@@ -1,6 +1,6 @@
 """Tests of scripts.data.registration.align: the direction of .tfm files, refused pairs, resampling, mapped points.
 
-Registration itself is tested in test_registration.py, plausibility of the result in test_checks.py.
+Registration itself is tested in test_register.py, plausibility of the result in test_plausibility.py.
 """
 
 import math

@@ -3,7 +3,7 @@
 import pytest
 from made.files import touch_case
 
-from scripts.data.sources.brats import BRATS_NEW_LABELS, BRATS_OLD_LABELS, brats_cohort, brats_patient, find_brats
+from scripts.data.sources.brats import BRATS_NEW_LABELS, BRATS_OLD_LABELS, brats_patient, find_brats
 from scripts.data.volume import NiftiVolume
 
 OLD = ("_t1", "_t1ce", "_t2", "_flair", "_seg")
@@ -11,23 +11,24 @@ NEW = ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")
 
 
 @pytest.mark.parametrize(
-    ("case", "suffixes", "ending", "patient"),
+    ("case", "suffixes", "ending", "patient", "cohort"),
     [
-        ("Brats18_CBICA_AAB_1", OLD, ".nii.gz", "Brats18_CBICA_AAB"),
-        ("BraTS19_2013_2_1", OLD, ".nii.gz", "BraTS19_2013_2"),
-        ("BraTS20_Training_001", OLD, ".nii", "BraTS20_Training_001"),
-        ("BraTS2021_00002", OLD, ".nii.gz", "BraTS-GLI-00002"),
-        ("BraTS-GLI-00005-100", NEW, ".nii.gz", "BraTS-GLI-00005"),
-        ("BraTS-SSA-00002-000", NEW, ".nii", "BraTS-SSA-00002"),
-        ("BraTS-SSA-00002-000", OLD, ".nii.gz", "BraTS-SSA-00002"),
-        ("BraTS-GLI-02062-101", NEW, ".nii.gz", "BraTS-GLI-02062"),  # 2024, after treatment
+        ("Brats18_CBICA_AAB_1", OLD, ".nii.gz", "Brats18_CBICA_AAB", "Brats18"),
+        ("BraTS19_2013_2_1", OLD, ".nii.gz", "BraTS19_2013_2", "BraTS19"),
+        ("BraTS20_Training_001", OLD, ".nii", "BraTS20_Training_001", "BraTS20"),
+        ("BraTS2021_00002", OLD, ".nii.gz", "BraTS-GLI-00002", "BraTS2021"),
+        ("BraTS-GLI-00005-100", NEW, ".nii.gz", "BraTS-GLI-00005", "BraTS-GLI"),
+        ("BraTS-SSA-00002-000", NEW, ".nii", "BraTS-SSA-00002", "BraTS-SSA"),
+        ("BraTS-SSA-00002-000", OLD, ".nii.gz", "BraTS-SSA-00002", "BraTS-SSA"),
+        ("BraTS-GLI-02062-101", NEW, ".nii.gz", "BraTS-GLI-02062", "BraTS-GLI"),  # 2024, after treatment
+        ("site_7", OLD, ".nii.gz", "site_7", "BraTS"),
     ],
 )
-def test_brats_names(tmp_path, case, suffixes, ending, patient):
+def test_brats_names(tmp_path, case, suffixes, ending, patient, cohort):
     touch_case(tmp_path / "HGG" / case, case, suffixes, ending)
     cases, problems = find_brats(tmp_path)
     assert not problems
-    assert [(c.case, c.patient) for c in cases] == [(case, patient)]
+    assert [(c.case, c.patient, c.cohort) for c in cases] == [(case, patient, cohort)]
     folder = tmp_path / "HGG" / case
     for modality, suffix in zip(("T1", "ceT1", "T2", "FLAIR"), suffixes, strict=False):
         assert cases[0].images[modality] == NiftiVolume(folder / f"{case}{suffix}{ending}")
@@ -35,7 +36,7 @@ def test_brats_names(tmp_path, case, suffixes, ending, patient):
     assert cases[0].label_values is (BRATS_OLD_LABELS if suffixes is OLD else BRATS_NEW_LABELS)
 
 
-@pytest.mark.parametrize("case", ["site_7", "BraTS-GLI-7", "BraTS2021_0002", "BraTS2021_000020", "BraTS2021_00002b"])
+@pytest.mark.parametrize("case", ["BraTS-GLI-7", "BraTS2021_0002", "BraTS2021_000020", "BraTS2021_00002b"])
 def test_brats_patient_of_another_name_is_the_case(case):
     assert brats_patient(case) == case
 
@@ -137,16 +138,3 @@ def test_brats_cohorts_with_other_tumors(tmp_path, case, suffixes, cohort):
     cases, problems = find_brats(tmp_path)
     assert not cases
     assert [(p.case, p.check, p.found) for p in problems] == [(case, "cohort", cohort)]
-
-
-@pytest.mark.parametrize(
-    ("case", "cohort"),
-    [
-        ("BraTS-SSA-00002-000", "BraTS-SSA"),
-        ("BraTS2021_00002", "BraTS2021"),
-        ("Brats18_CBICA_AAB_1", "Brats18"),
-        ("x", "BraTS"),
-    ],
-)
-def test_brats_cohort(case, cohort):
-    assert brats_cohort(case) == cohort

@@ -9,7 +9,7 @@ import pytest
 from made.files import touch
 
 from scripts.data.sources.crossmoda import CROSSMODA_2022_LABELS, CROSSMODA_2023_LABELS, find_crossmoda
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import NiftiVolume
 
 TUMOR = "vestibular schwannoma"
 
@@ -106,27 +106,3 @@ def test_real_crossmoda_labels(tmp_path):
         assert 50 < cochlea.sum() * voxel_mm3 < 1000
         tumor_x, cochlea_x = (np.nonzero(mask.any(axis=(1, 2)))[0] for mask in (tumor, cochlea))
         assert np.ptp(tumor_x) < 0.25 * voxels.shape[0] < np.ptp(cochlea_x)
-
-
-@pytest.mark.parametrize(
-    ("values", "present", "tumor", "cochlea"),
-    [
-        (CROSSMODA_2022_LABELS, [0, 1, 2], [0, 1, 0], [0, 0, 1]),
-        (CROSSMODA_2023_LABELS, [0, 1, 2, 3], [0, 1, 1, 0], [0, 0, 0, 1]),
-    ],
-)
-def test_label_values(values, present, tumor, cochlea):
-    assert values.mask(np.array(present), TUMOR).tolist() == tumor
-    assert values.mask(np.array(present), "cochlea").tolist() == cochlea
-
-
-@pytest.mark.parametrize(
-    ("values", "present", "message"),
-    [
-        (CROSSMODA_2022_LABELS, [0, 1, 3], r"found \{0, 1, 3\}, expected \{0, 1, 2\}"),
-        (CROSSMODA_2023_LABELS, [0, 4], r"found \{0, 4\}"),
-    ],
-)
-def test_label_values_outside_the_declared(values, present, message):
-    with pytest.raises(CaseError, match=message):
-        values.mask(np.array(present), TUMOR)

@@ -84,21 +84,13 @@ def contour_volume(structure: Structure, *, slice_spacing: float | None = None) 
 def structure_mask(structure: Structure, shape: Sequence[int], affine: NDArray) -> NDArray[np.uint8]:
     """Mask {0, 1} of a structure on an image's grid: voxels whose center lies inside, contours combined by even-odd.
 
-    The contours must be parallel to the planes of one of the grid's axes. A slice with contours on it has exactly their
-    polygons. A slice between two planes of contours has all that both enclose and nothing that neither does; of the
-    rest it has the voxels deepest inside, by the weighted mean of both signed distances, as many as make its area the
-    weighted mean of both areas (shape-based interpolation that keeps the volume). A plane at the end of a stack stands
-    for half a contour spacing beyond it; a slice that the stack covers in part has this part of the area, the innermost
-    voxels. Where contours are denser than slices, each slice takes the two planes next to it. Planes farther apart than
-    `MAX_GAP` contour spacings are not joined.
-
-    Args:
-        structure: LPS mm.
-        shape: voxels (X, Y, Z).
-        affine: 4x4, voxel index to mm, RAS+; may be oblique or reversed.
-
-    Returns:
-        uint8, of this shape.
+    The grid may be oblique or reversed. The contours must be parallel to the planes of one of the grid's axes. A
+    slice with contours on it has exactly their polygons. A slice between two planes of contours has all that both
+    enclose and nothing that neither does; of the rest it has the voxels deepest inside, by the weighted mean of
+    both signed distances, as many as make its area the weighted mean of both areas (shape-based interpolation that
+    keeps the volume). A plane at the end of a stack stands for half a contour spacing beyond it; a slice that the
+    stack covers in part has this part of the area, the innermost voxels. Where contours are denser than slices,
+    each slice takes the two planes next to it. Planes farther apart than `MAX_GAP` contour spacings are not joined.
 
     Raises:
         CaseError: "structure" without closed contours; "contour plane" where contours are not planar, not parallel to
@@ -312,10 +304,7 @@ def _covered_slices(
 
 
 def _section(
-    stack: Sequence[_Plane],
-    height: float,
-    rasterize: Callable[[_Plane], NDArray[np.bool_]],
-    pixel: NDArray[np.float64],
+    stack: Sequence[_Plane], height: float, rasterize: Callable[[_Plane], NDArray[np.bool_]], pixel: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Section of a stack of contours at a height in mm: a plane's own, or between its two neighbors."""
     heights = [plane.height for plane in stack]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -30,7 +29,6 @@ class StructureSetFile(NamedTuple):
 
     path: Path
     study_uid: str
-    sop_uid: str
     patient: str
 
 
@@ -48,19 +46,17 @@ class Scan:
     Args:
         series: of images, sorted by their first file.
         structure_sets: RTSTRUCT files, sorted by path.
-        others: Modality of everything else that is DICOM (RTPLAN, RTDOSE, SR, ...), and how many files.
         unreadable: files that should be DICOM and are damaged, sorted by path.
         files: how many files were looked at, DICOM or not.
     """
 
     series: list[Series] = field(default_factory=list)
     structure_sets: list[StructureSetFile] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
     unreadable: list[Unreadable] = field(default_factory=list)
     files: int = 0
 
 
-_Read = Instance | StructureSetFile | Unreadable | str
+_Read = Instance | StructureSetFile | Unreadable
 
 
 def scan(*folders: Path, workers: int = 1) -> Scan:
@@ -87,10 +83,8 @@ def scan(*folders: Path, workers: int = 1) -> Scan:
                     instances.setdefault(one.series_uid, []).append(one)
                 elif isinstance(one, StructureSetFile):
                     result.structure_sets.append(one)
-                elif isinstance(one, Unreadable):
-                    result.unreadable.append(one)
                 else:
-                    result.others[one] += 1
+                    result.unreadable.append(one)
     result.series = [Series(tuple(group)) for group in instances.values()]
     result.unreadable.sort()
     return result
@@ -134,7 +128,7 @@ def _read_chunk(paths: Iterable[str]) -> list[_Read]:
 
 
 def _read(path: str) -> _Read | None:
-    """What one file is: an image, a structure set, damaged, another object (its modality), or None: not DICOM."""
+    """What one file is: an image, a structure set or damaged; None for anything else (no DICOM, RTPLAN, RTDOSE, SR)."""
     named_dicom = path.lower().endswith(".dcm")
     if not os.path.isfile(path):
         return Unreadable(Path(path), "a broken link, or no plain file") if named_dicom else None
@@ -148,16 +142,13 @@ def _read(path: str) -> _Read | None:
         sop_class = text_of(data, "SOPClassUID")
         patient = text_of(data, "PatientID") or text_of(data, "PatientName") or UNKNOWN
         if sop_class == RTStructureSetStorage:
-            return StructureSetFile(
-                Path(path), text_of(data, "StudyInstanceUID"), text_of(data, "SOPInstanceUID"), patient
-            )
+            return StructureSetFile(Path(path), text_of(data, "StudyInstanceUID"), patient)
         if not sop_class or not text_of(data, "SOPInstanceUID"):
             return Unreadable(Path(path), "no DICOM object: SOPClassUID or SOPInstanceUID is missing")
-        modality = text_of(data, "Modality") or "unknown"
         if not _is_image(sop_class, data):
-            if modality == "MR" and integer_of(data, "Rows") is not None:
+            if text_of(data, "Modality") == "MR" and integer_of(data, "Rows") is not None:
                 return Unreadable(Path(path), f"an image by its Rows, none by its SOPClassUID {sop_class}")
-            return modality
+            return None
         if not text_of(data, "SeriesInstanceUID"):
             return Unreadable(Path(path), "an image without SeriesInstanceUID")
         return read_instance(path, data, sop_class, patient)

@@ -203,15 +203,10 @@ def _closed_contours_of(roi: pydicom.Dataset, path: Path, name: str) -> tuple[li
             closed.append(_contour_points(contour, f"{path.name}, {name!r}, contour {number}"))
         else:
             others.append(kind if kind in _OPEN_TYPES else "of no known type")
-    return closed, [_left_out(name, others)] if others else []
-
-
-def _left_out(name: str, kinds: Sequence[str]) -> str:
-    """A sentence on contours of a structure that are not closed, from the type of each."""
-    shown = "/".join(sorted(set(kinds)))
-    if len(kinds) == 1:
-        return f"1 contour of {name!r} is {shown} and was left out"
-    return f"{len(kinds)} contours of {name!r} are {shown} and were left out"
+    shown = "/".join(sorted(set(others)))
+    if len(others) == 1:
+        return closed, [f"1 contour of {name!r} is {shown} and was left out"]
+    return closed, [f"{len(others)} contours of {name!r} are {shown} and were left out"] if others else []
 
 
 def _contour_points(contour: pydicom.Dataset, place: str) -> NDArray[np.float64]:

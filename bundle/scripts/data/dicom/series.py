@@ -38,45 +38,15 @@ class Series:
     """The images of one SeriesInstanceUID, as a 3-D volume (`Volume` in `volume.py`).
 
     Args:
-        instances: at least one, sorted by path; the identity of the series is the first one's.
+        instances: at least one, sorted by path.
     """
 
     instances: tuple[Instance, ...]
 
     @property
-    def uid(self) -> str:
-        """SeriesInstanceUID."""
-        return self.instances[0].series_uid
-
-    @property
-    def study_uid(self) -> str:
-        """StudyInstanceUID."""
-        return self.instances[0].study_uid
-
-    @property
-    def patient(self) -> str:
-        """PatientID, else PatientName, else "unknown"."""
-        return self.instances[0].patient
-
-    @property
-    def modality(self) -> str:
-        """Modality, such as MR."""
-        return self.instances[0].modality
-
-    @property
-    def description(self) -> str:
-        """SeriesDescription; "" where there is none."""
-        return self.instances[0].description
-
-    @property
-    def frame_of_reference(self) -> str:
-        """FrameOfReferenceUID; "" where there is none."""
-        return self.instances[0].frame_of_reference
-
-    @property
-    def study_date(self) -> str:
-        """StudyDate as YYYYMMDD, by which studies can be ordered; "" where there is none."""
-        return self.instances[0].study_date
+    def header(self) -> Instance:
+        """What all instances say alike, such as patient, study and description; "" is a missing value."""
+        return self.instances[0]
 
     def files(self) -> list[Path]:
         """Every file of the series, sorted."""

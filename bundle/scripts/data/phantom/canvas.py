@@ -148,10 +148,10 @@ class Canvas:
         center: of the grid, mm.
         turn: of the head, degrees about X, Y, Z.
         warp: (correlation length, amplitude), both mm, of the random displacements; their sum warps the head.
-        sub: slices to paint per image slice, an odd number, so that none of an image's voxels is half full; default 3,
-            and 1 where the image's slices are thinner than 1.2 mm.
 
     Attributes:
+        sub: slices to paint per image slice, odd, so that none of an image's voxels is half full: 3, or 1 where the
+            image's slices are thinner than 1.2 mm.
         tissue: uint8 (X, Y, Z * sub), ids of `mri.ID`; starts as air.
         coordinates: head coordinates x, y, z of each painted voxel, float32, shaped as `tissue`.
         affine: of the image, voxel index to mm.
@@ -166,10 +166,9 @@ class Canvas:
         *,
         turn: Vector = (0.0, 0.0, 0.0),
         warp: Sequence[tuple[float, float]] = ((25.0, 1.6), (9.0, 0.45)),
-        sub: int | None = None,
     ) -> None:
         self.rng, self.spacing = rng, np.asarray(spacing, dtype=float)
-        self.sub = sub or (3 if spacing[2] >= _THICK_MM else 1)
+        self.sub = 3 if spacing[2] >= _THICK_MM else 1
         self.tissue = np.zeros((shape[0], shape[1], shape[2] * self.sub), dtype=np.uint8)
         self.affine = np.diag([*self.spacing, 1.0])
         self.affine[:3, 3] = np.asarray(center) - (np.asarray(shape) - 1) / 2 * self.spacing

@@ -34,6 +34,7 @@ _TUMOR = (("necrosis", "cyst"), ("edema", "infiltration"), ("enhancing", "vs", "
 _SHIFT = {"vs": 0.2, "glioma": 0.15}
 _TURN = {"vs": 0.15, "glioma": 0.1}
 _MOST = 2.0
+_NOISE = 18.0  # Standard deviation of the complex noise, on the scale where CSF on T2 is about 1000.
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def make_phantom(
     spacing: Sequence[float] | None = None,
     tumor: bool = True,
     diameter: float | None = None,
-    noise: float = 18.0,
 ) -> PhantomCase:
     """A synthetic case: on one machine the same seed, grid and options give the same voxels.
 
@@ -76,7 +76,6 @@ def make_phantom(
         tumor: draw one; otherwise the label is all zero.
         diameter: of a ball of the tumor's volume (glioma: of its edema), mm; default random, 4.5 to 27 (glioma: 35 to
             84).
-        noise: standard deviation of the complex noise, on the scale where CSF on T2 is about 1000.
 
     Raises:
         ValueError: unknown task, or a grid or diameter that is not positive.
@@ -99,7 +98,7 @@ def make_phantom(
         center += (0, 8, 0) if whole else (side * (PORUS[0] + 4), PORUS[1], PORUS[2])
     canvas = Canvas(rng, shape, spacing, center, turn=turn)
     (paint_head if kind == "vs" else paint_brain)(canvas, side, tumor, diameter)
-    images = {name: _image(canvas, seed, kind, name, noise) for name in MODALITIES if name in TASKS[task].modalities}
+    images = {name: _image(canvas, seed, kind, name) for name in MODALITIES if name in TASKS[task].modalities}
     whole_tumor = canvas.mask(*(name for names in _TUMOR for name in names))
     tissue = _largest_part(canvas) * whole_tumor
     label = (tissue == 3 if task == "surrogate_t2_cet1" else tissue > 0).astype(np.uint8)
@@ -114,18 +113,11 @@ def phantom_kind(task: str) -> str:
 
 def _largest_part(canvas: Canvas) -> NDArray[np.uint8]:
     """1, 2 or 3 by which of `_TUMOR` fills most of each voxel, whether or not they fill half of it together."""
-    best, result = np.zeros(0, np.float32), np.zeros(0, np.uint8)
-    for value, names in enumerate(_TUMOR, start=1):
-        share = canvas.mean(canvas.lookup(names)[: len(mri.ID)].astype(np.float32))
-        if value == 1:
-            best, result = share, np.ones(share.shape, dtype=np.uint8)
-        else:
-            result[share > best] = value
-            np.maximum(best, share, out=best)
-    return result
+    shares = [canvas.mean(canvas.lookup(names)[: len(mri.ID)].astype(np.float32)) for names in _TUMOR]
+    return np.argmax(shares, axis=0).astype(np.uint8) + np.uint8(1)
 
 
-def _image(canvas: Canvas, seed: int, kind: str, modality: str, noise: float) -> NDArray[np.float32]:
+def _image(canvas: Canvas, seed: int, kind: str, modality: str) -> NDArray[np.float32]:
     """One series: signals, texture, partial volume, misregistration, point spread, bias field, Rician noise."""
     patient = np.random.default_rng([seed, kind == "vs", 1])
     series = np.random.default_rng([seed, kind == "vs", 2, MODALITIES.index(modality)])
@@ -145,7 +137,7 @@ def _image(canvas: Canvas, seed: int, kind: str, modality: str, noise: float) ->
     image = mri.blur(image, canvas.spacing)
     image *= np.exp(canvas.field(60.0, series.uniform(0.04, 0.12), rng=biases, fine=False))
     np.maximum(image, 0, out=image)
-    image = mri.add_rician(image, noise, series)
+    image = mri.add_rician(image, _NOISE, series)
     if outside is not None:  # Skull-stripped.
         image[outside] = 0
     return image

@@ -18,7 +18,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from scripts.data.registration.register import (
-    Scan,
     matrix_of,
     moved,
     register,
@@ -117,17 +116,12 @@ def _transform_lines(path: Path) -> tuple[str, list[float], list[float]]:
 
 
 def align(
-    fixed: NDArray,
-    fixed_affine: NDArray,
-    moving: NDArray,
-    moving_affine: NDArray,
-    *,
-    transforms: Sequence[Path] = (),
+    fixed: NDArray, fixed_affine: NDArray, moving: NDArray, moving_affine: NDArray, *, transforms: Sequence[Path] = ()
 ) -> Alignment:
-    """The rigid transform from a fixed to a moving volume of one patient.
+    """The rigid transform from a fixed to a moving volume of one patient, each on its own grid.
 
-    With files, each is tried as it is and inverted, since its direction cannot be known, against leaving the volumes as
-    they are stored, by mutual information:
+    With .tfm files, each is tried as it is and inverted, since its direction cannot be known, against leaving the
+    volumes as they are stored, by mutual information:
 
     - the best direction of the best file wins;
     - unless "as stored" shares clearly more (`AS_STORED_MARGIN`): then the volumes had been moved before, or the files
@@ -138,13 +132,6 @@ def align(
     Without files, the volumes are registered, see `register`; the second rule holds for the result too. Whatever was
     chosen, images that then share next to nothing (`LEAST_INFORMATION`) are refused: a registration that finds nothing
     stays where it started in both directions, which its residual cannot tell from a perfect one.
-
-    Args:
-        fixed: (X, Y, Z), any units.
-        fixed_affine: 4x4, voxel index to mm, RAS+.
-        moving: as `fixed`, on its own grid.
-        moving_affine: as `fixed_affine`.
-        transforms: .tfm files between the two, in any direction.
 
     Raises:
         CaseError: "registration" for images that share too little; as `read_transform` and `register`.
@@ -168,7 +155,11 @@ def align(
     if information[best] < LEAST_INFORMATION:
         found = f"the two images share {information[best]:.3f} nats of information ({best})"
         raise CaseError("registration", found, f"at least {LEAST_INFORMATION} nats")
-    return _alignment(scans[0], *candidates[best], information, residual)
+    transform, method = candidates[best]
+    matrix, center = matrix_of(transform), scans[0].center
+    shift = float(np.linalg.norm(moved(center[None], matrix)[0] - center))
+    turn = math.degrees(math.acos(float(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
+    return Alignment(transform, method, information, residual, shift, turn)
 
 
 def resample(
@@ -180,20 +171,10 @@ def resample(
     *,
     fill: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A moving volume on the fixed grid.
+    """A moving volume on the fixed grid of this shape and affine, and which of its voxels the moving volume covers.
 
-    Linear interpolation, without smoothing before: for grids of about the same spacing.
-
-    Args:
-        moving: (X, Y, Z), any units.
-        moving_affine: 4x4, voxel index to mm, RAS+.
-        shape: of the fixed grid (X, Y, Z).
-        affine: of the fixed grid, 4x4, voxel index to mm, RAS+.
-        alignment: from `align`.
-        fill: value where the moving volume ends.
-
-    Returns:
-        The volume on the fixed grid, and which of its voxels the moving volume covers.
+    Linear interpolation, without smoothing before: for grids of about the same spacing. `fill` is the value where the
+    moving volume ends.
     """
     filter_ = sitk.ResampleImageFilter()
     filter_.SetNumberOfThreads(1)
@@ -206,15 +187,6 @@ def resample(
     filter_.SetInterpolator(sitk.sitkLinear)
     filter_.SetOutputPixelType(sitk.sitkFloat32)
     return _array(filter_.Execute(to_sitk(moving, moving_affine))), _array(covered).astype(bool)
-
-
-def _alignment(
-    fixed: Scan, transform: sitk.Transform, method: Method, information: dict[str, float], residual: float | None
-) -> Alignment:
-    matrix = matrix_of(transform)
-    shift = float(np.linalg.norm(moved(fixed.center[None], matrix)[0] - fixed.center))
-    turn = math.degrees(math.acos(float(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
-    return Alignment(transform, method, information, residual, shift, turn)
 
 
 def _affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from scripts.data.checks import foreground
+from scripts.data.plausibility import foreground
 from scripts.data.volume import LPS_TO_RAS, CaseError
 
 MOST_RESIDUAL_MM = 2.0
@@ -64,10 +64,6 @@ def sample_foreground(voxels: NDArray, affine: NDArray) -> Scan:
 
     Points between the voxel centers make every candidate interpolate: on the centers, "as stored" on two equal grids
     would be the only one to see the full noise. Of a small volume, one voxel gives many points.
-
-    Args:
-        voxels: (X, Y, Z), any units.
-        affine: 4x4, voxel index to mm, RAS+.
     """
     lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
     rng = np.random.default_rng(SEED)
@@ -121,15 +117,8 @@ def shared_information(fixed: Scan, moving: Scan, transform: sitk.Transform) -> 
 def mutual_information(first: NDArray, second: NDArray, *, bins: int = HISTOGRAM_BINS) -> float:
     """Mutual information of paired intensities, in nats, from their joint histogram.
 
-    The range of each is cut at its 0.5 and 99.5 percentiles. Independent values give about bins^2 / 2n, not 0.
-
-    Args:
-        first: (n,), any units.
-        second: (n,), any units.
-        bins: per axis.
-
-    Returns:
-        From 0 (independent) to the logarithm of `bins` (one decides the other); 0 for no values.
+    The range of each is cut at its 0.5 and 99.5 percentiles. Independent values give about bins^2 / 2n, not 0. Where
+    one decides the other, it is the logarithm of `bins`. No values give 0.
     """
     if len(first) == 0:
         return 0.0
@@ -141,11 +130,7 @@ def mutual_information(first: NDArray, second: NDArray, *, bins: int = HISTOGRAM
 
 
 def to_sitk(voxels: NDArray, affine: NDArray) -> sitk.Image:
-    """The same volume as a SimpleITK image, in its LPS coordinates.
-
-    Args:
-        voxels: (X, Y, Z); types that SimpleITK lacks become uint8 (boolean) or float32.
-        affine: 4x4, voxel index to mm, RAS+.
+    """The same volume as a SimpleITK image, in its LPS coordinates; types that ITK lacks become uint8 or float32.
 
     Raises:
         CaseError: an affine that is not finite or has no volume.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
 
 # Non-enhancing and necrotic core 1, edema 2, enhancing 4 up to 2021 and 3 from 2023. Files of BraTS 2023 are also found
@@ -34,7 +34,7 @@ _BRATS_CONTINUED = re.compile(r"BraTS2021_\d|BraTS-GLI-\d")
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """The cases as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     cases, problems = find_brats(folders[0])
     return Found(nifti_jobs(cases, options), problems)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, file_problem, files_below
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
 
 _STRUCTURE = "vestibular schwannoma"
@@ -32,7 +32,7 @@ _UNPAIRED = (
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """ceT1 for the perceptor as jobs, T2 as scans; arguments and errors as in `find_cases` of `table.py`."""
+    """ceT1 for the perceptor as jobs, T2 as scans; arguments and errors as in `find_cases` of `registry.py`."""
     labeled, scans, problems = find_crossmoda(folders[0])
     return Found(nifti_jobs(labeled, options), problems, nifti_jobs(scans, options, names=("T2",)), [_UNPAIRED])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume, one_line
 
 # Edema 1, non-enhancing 2, enhancing 3.
@@ -23,7 +23,7 @@ _MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)\.n
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """The cases as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     cases, problems = find_msd(folders[0])
     return Found(nifti_jobs(cases, options), problems)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.data.conversion import nifti_jobs
 from scripts.data.datalist import MODALITIES, TASKS
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, files_below
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
 
 _PLACEHOLDERS = ("case", "patient", "cohort")
@@ -19,7 +19,7 @@ _PATTERN_EXAMPLE = 'such as "{case}/T2*.nii.gz"'
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """The cases as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     cases, problems = find_nifti(folders[0], options.patterns, label_values=options.label_values)
     return Found(nifti_jobs(cases, options), problems)
 

@@ -25,7 +25,7 @@ from scripts.data.dicom.rtstruct import (
     read_rtstruct,
 )
 from scripts.data.dicom.series import Series
-from scripts.data.sources.table import Found, Options
+from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, refuse
 
 # As the publishers say.
@@ -71,7 +71,7 @@ class StudyCase:
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """Series for inference as jobs; arguments and errors as in `find_cases` of `table.py`."""
+    """Series for inference as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     return study_jobs(folders, TASKS[options.task].image, options.series, options)
 
 
@@ -86,26 +86,18 @@ def study_jobs(
     """Cases of DICOM folders as jobs.
 
     Args:
-        folders: as downloaded.
+        folders, options: as in `find_cases` of `registry.py`.
         modalities, patterns: as in `find_studies`.
-        options: workers, structure and task are used.
         drawn: adds what describes the tumor beside its RTSTRUCT; a mask is needed then.
     """
     headers = scan(*folders, workers=options.workers)
     cases, problems = find_studies(headers, modalities, patterns)
     said = {"task": options.task, "structure": options.structure, "modalities": list(modalities)}
-    jobs = [
-        Job(
-            case.case,
-            case.patient,
-            case.cohort,
-            case.files(),
-            said,
-            partial(write_study, case, options.structure, drawn is not None),
-        )
-        for case in (cases if drawn is None else drawn(cases, folders))
-    ]
-    nameless = sum(series.patient == UNKNOWN for series in headers.series)
+    jobs = []
+    for case in cases if drawn is None else drawn(cases, folders):
+        write = partial(write_study, case, options.structure, drawn is not None)
+        jobs.append(Job(case.case, case.patient, case.cohort, case.files(), said, write))
+    nameless = sum(series.header.patient == UNKNOWN for series in headers.series)
     note = f"{nameless} series have neither PatientID nor PatientName and count as one patient"
     return Found(jobs, problems, notes=[note] if nameless else [])
 
@@ -129,7 +121,7 @@ def find_studies(
     """
     patients: dict[str, list[Series]] = {}
     for series in headers.series:
-        patients.setdefault(series.patient, []).extend([series] if series.modality == "MR" else [])
+        patients.setdefault(series.header.patient, []).extend([series] if series.header.modality == "MR" else [])
     cases, problems = [], []
     used: set[str] = set()
     told: set[Path] = set()
@@ -138,14 +130,15 @@ def find_studies(
         if patient in KNOWN_INCOMPLETE:
             problems.append(CaseError("known incomplete", KNOWN_INCOMPLETE[patient], "a complete patient", case=name))
             continue
-        studies = {series.study_uid for series in own}
+        studies = {series.header.study_uid for series in own}
         sets = tuple(s.path for s in headers.structure_sets if s.patient == patient or s.study_uid in studies)
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
             case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
             damaged = {} if errors else _damaged_files(chosen, headers)
             told |= damaged.keys()
-            errors = errors or list(damaged.values()) or _header_problems(chosen)
+            errors = errors or list(damaged.values())
+            errors = errors or [error.of(modality) for modality, one in chosen.items() for error in one.problems()]
             problems += [error.at(case) for error in errors]
             if not errors:
                 cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
@@ -164,20 +157,18 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     set before contours.json.
 
     Args:
-        case: what belongs to it.
         structure: names or patterns of the tumor's structure; None for the usual ones.
         with_label: whether a mask is needed.
         folder: an empty folder.
 
     Raises:
-        CaseError: a series that has lost images; no contours that can be used.
-        CaseError: a series that cannot be read, or a registration that does not hold.
+        CaseError: a series that has lost images or cannot be read, no contours that can be used, or a registration
+            that does not hold.
     """
     facts = Facts()
     sets, unreadable = _structure_sets(case, facts)
-    errors = [error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)]
-    refuse(errors)
-    frames = {series.frame_of_reference for series in case.series.values()}
+    refuse([error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)])
+    frames = {series.header.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
     together = bring_together(case.series, facts, transforms=case.transforms)
@@ -225,18 +216,13 @@ def _damaged_files(series: Mapping[str, Series], headers: Scan) -> dict[Path, Ca
     return errors
 
 
-def _header_problems(series: Mapping[str, Series]) -> list[CaseError]:
-    """What is wrong with the geometry of the chosen series, from headers alone."""
-    return [error.of(name) for name, one in series.items() for error in one.problems()]
-
-
 def _series_of_studies(
     all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
 ) -> Iterable[tuple[dict[str, Series], list[CaseError]]]:
     """Series and errors of each study; all studies together where no study has all modalities by itself."""
     studies: dict[str, list[Series]] = {}
-    for series in sorted(all_series, key=lambda s: (s.study_date, s.study_uid, s.uid)):
-        studies.setdefault(series.study_uid, []).append(series)
+    for series in sorted(all_series, key=lambda s: (s.header.study_date, s.header.study_uid, s.header.series_uid)):
+        studies.setdefault(series.header.study_uid, []).append(series)
     chosen = [_choose(series, modalities, patterns) for series in studies.values()]
     if any(not errors for _, errors in chosen) or len(studies) < 2:
         return chosen or [_choose(all_series, modalities, patterns)]
@@ -246,7 +232,7 @@ def _series_of_studies(
 
 def _far_apart(series: Mapping[str, Series]) -> list[CaseError]:
     """Whether series of different studies are of different times: a tumor grows."""
-    dates = {name: _date(one.study_date) for name, one in series.items()}
+    dates = {name: _date(one.header.study_date) for name, one in series.items()}
     known = [date for date in dates.values() if date is not None]
     shown = ", ".join(f"{name} of {date or 'an unknown date'}" for name, date in dates.items())
     if len(known) == len(dates) and (max(known) - min(known)).days <= MOST_DAYS:
@@ -282,7 +268,7 @@ def _choose(
 
 def _label(series: Series) -> str:
     """What a series is called: its description, the name of its folder where it has none."""
-    return series.description or series.files()[0].parent.name
+    return series.header.description or series.files()[0].parent.name
 
 
 def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[CaseError]]:
@@ -296,7 +282,7 @@ def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], 
             errors.append(error)
     sets.sort(key=lambda drawn: drawn.date, reverse=True)
     for name, series in case.series.items():
-        own = [drawn.path.name for drawn in sets if series.uid in drawn.images]
+        own = [drawn.path.name for drawn in sets if series.header.series_uid in drawn.images]
         if len(own) > 1:
             facts.warnings.append(f"{len(own)} structure sets of {name}, the newest is taken first: {', '.join(own)}")
     facts.warnings += [f"{drawn.path.name}: {note}" for drawn in sets for note in drawn.notes]
@@ -308,7 +294,7 @@ def _lost_images(series: Series, sets: Sequence[StructureSet]) -> list[CaseError
 
     Where it lists none of those that are there, images were renamed after it was drawn, and nothing can be said.
     """
-    listed = frozenset().union(*(drawn.images.get(series.uid, frozenset()) for drawn in sets))
+    listed = frozenset().union(*(drawn.images.get(series.header.series_uid, frozenset()) for drawn in sets))
     lost = len(listed - series.sop_uids())
     if not lost or lost == len(listed):
         return []
@@ -326,10 +312,8 @@ def _tumor(
     """Mask of the tumor on the common grid, from the first drawing that can be used; other drawings are compared.
 
     Args:
-        case: what belongs to it.
         drawings: from `_drawings`, which adds to `errors` as it goes.
         errors: what was wrong with drawings so far.
-        together: the images on the common grid.
         facts: is told what was used.
     """
     taken: NDArray[np.uint8] | None = None
@@ -364,12 +348,12 @@ def _drawings(
     """Modality, origin and structure of each drawing, the best first; what cannot be used goes to `errors`."""
     for modality, series in case.series.items():
         for drawn in sets:
-            if series.uid not in drawn.images:
+            if series.header.series_uid not in drawn.images:
                 continue
             try:
-                frame = drawn.frames.get(series.uid, "")
-                if frame not in ("", series.frame_of_reference):
-                    found = f"{frame}, the {modality} series has {series.frame_of_reference}"
+                frame = drawn.frames.get(series.header.series_uid, "")
+                if frame not in ("", series.header.frame_of_reference):
+                    found = f"{frame}, the {modality} series has {series.header.frame_of_reference}"
                     raise CaseError("frame of reference", found, "the same one in structure set and series")
                 yield modality, f"RTSTRUCT {drawn.path.name}", choose_structure(drawn.structures, patterns)
             except CaseError as error:

@@ -11,8 +11,8 @@ from scripts.data.conversion import nifti_jobs
 from scripts.data.datalist import TASKS
 from scripts.data.dicom.folder import scan
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
+from scripts.data.sources.registry import Found, Options
 from scripts.data.sources.studies import StudyCase, study_jobs
-from scripts.data.sources.table import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
 
 # How descriptions of series begin or what they contain; regular expressions, in any case.
@@ -26,14 +26,14 @@ _MODALITY_OF = {"1": "ceT1", "2": "T2"}
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
-    """The cases as jobs; arguments and errors as in `find_cases` of `table.py`.
+    """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`.
 
     Raises:
         ValueError: DICOM beside the converter's output.
     """
     converted = [find_vs_converted(folder) for folder in folders]
     if any(cases or problems for cases, problems in converted):
-        if any(series.modality == "MR" for series in scan(*folders, workers=options.workers).series):
+        if any(series.header.modality == "MR" for series in scan(*folders, workers=options.workers).series):
             raise ValueError(
                 "found DICOM beside the converter's vs_gk_N/*_refT2.nii.gz, the same patients; name one folder"
             )

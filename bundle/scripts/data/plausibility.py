@@ -1,6 +1,7 @@
 """Whether the volumes of one case can belong together: is the mask in the head, do the heads agree, which one is T2.
 
-Arrays on one grid in, `CaseError`s or numbers out.
+Arrays on one grid in, `CaseError`s or numbers out: volumes (X, Y, Z) in any units, masks non-zero inside, spacing in
+mm (X, Y, Z). `coverage` are the voxels that count, as a volume that was resampled is filled up outside them.
 """
 
 from __future__ import annotations
@@ -38,16 +39,9 @@ LEAST_SCORED = 200  # Voxels, below which the score says nothing and is 0.
 _SAMPLED = 2_000_000  # Voxels at most for a percentile of a whole volume.
 
 
-def is_skull_stripped(voxels: NDArray, *, coverage: NDArray[np.bool_] | None = None) -> bool:
-    """Whether more than a tenth of the voxels are exactly 0.
-
-    Args:
-        voxels: (X, Y, Z).
-        coverage: voxels that count; a volume that was resampled is filled up outside it. None for all.
-    """
-    count = voxels.size if coverage is None else int(np.count_nonzero(coverage))
-    nonzero = int(np.count_nonzero(voxels if coverage is None else (voxels != 0) & coverage))
-    return nonzero < (1 - SKULL_STRIPPED_ZEROS) * count
+def is_skull_stripped(voxels: NDArray) -> bool:
+    """Whether more than a tenth of the voxels are exactly 0."""
+    return int(np.count_nonzero(voxels)) < (1 - SKULL_STRIPPED_ZEROS) * voxels.size
 
 
 def foreground(
@@ -59,18 +53,20 @@ def foreground(
     99th percentile.
 
     Args:
-        voxels: (X, Y, Z), any units.
-        coverage: as in `is_skull_stripped`; everything outside it is air.
+        voxels: of one volume.
+        coverage: outside it everything is air; None for everywhere.
         sampled: take the percentile of about two million voxels, where there are more: faster, and nearly the same.
     """
     inside = voxels.ravel(order="K") if coverage is None else voxels[coverage]
     if inside.size == 0:
         return np.zeros(voxels.shape, dtype=bool)
     if is_skull_stripped(inside):
-        return _covered(voxels != 0, coverage)
-    low = float(inside.min())
-    high = float(np.percentile(inside[:: inside.size // _SAMPLED + 1] if sampled else inside, 99))
-    return _covered(voxels > low + AIR_FRACTION * (high - low), coverage)
+        bright = voxels != 0
+    else:
+        low = float(inside.min())
+        high = float(np.percentile(inside[:: inside.size // _SAMPLED + 1] if sampled else inside, 99))
+        bright = voxels > low + AIR_FRACTION * (high - low)
+    return bright if coverage is None else bright & coverage
 
 
 def head_mask(
@@ -81,11 +77,6 @@ def head_mask(
     A hole is air that is closed in within its slice (X, Y), such as a sinus or bone; a slice that cuts the head at the
     border of the field of view may leave it open. On a finer grid, blocks of about 2 mm are taken as a whole: those
     with a quarter of their voxels in the foreground, as dim scalp on T2 is speckled.
-
-    Args:
-        voxels: (X, Y, Z), any units.
-        spacing: mm (X, Y, Z).
-        coverage: as in `foreground`.
     """
     factors = _coarse_factors(spacing)
     head = _largest_part(_block_mean(foreground(voxels, coverage=coverage, sampled=True), factors) >= BLOCK_SHARE)
@@ -99,10 +90,6 @@ def head_mask(
 def _coarse_factors(spacing: Sequence[float]) -> list[int]:
     """Voxels along each axis that make up about `COARSE_MM`."""
     return [max(1, round(COARSE_MM / step)) for step in spacing]
-
-
-def _covered(mask: NDArray[np.bool_], coverage: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    return mask if coverage is None else mask & coverage
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -127,19 +114,9 @@ def _fill_slices(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def mask_problems(mask: NDArray, *, head: NDArray[np.bool_], spacing: Sequence[float]) -> list[CaseError]:
-    """Whether a mask is empty, or lies outside the head.
-
-    Whether an empty mask is legal is for the caller to say, who knows if a tumor is expected.
-
-    Args:
-        mask: (X, Y, Z), non-zero inside the structure.
-        head: (X, Y, Z), see `head_mask`.
-        spacing: mm (X, Y, Z).
-    """
+    """Whether a mask that is not empty lies outside the head."""
     inside = mask != 0
     count = int(np.count_nonzero(inside))
-    if count == 0:
-        return [CaseError("empty mask", "no voxel in the mask", "a structure")]
     reach = [int(MASK_MARGIN_MM / step) for step in spacing]
     near = _around(inside, reach)
     wide = ndimage.maximum_filter(head[near], size=[2 * step + 1 for step in reach])
@@ -160,13 +137,7 @@ def _around(mask: NDArray[np.bool_], reach: Sequence[int]) -> tuple[slice, ...]:
 
 
 def head_dice(first: NDArray[np.bool_], second: NDArray[np.bool_], *, coverage: NDArray[np.bool_]) -> float | None:
-    """Dice of two heads within the part of the grid that both volumes cover; None where there is hardly any head.
-
-    Args:
-        first: (X, Y, Z), see `head_mask`.
-        second: the same, of the other volume, resampled onto this grid.
-        coverage: (X, Y, Z), what the resampled volume covers.
-    """
+    """Dice of two heads within the part of the grid that both volumes cover; None where there is hardly any head."""
     first, second = first & coverage, second & coverage
     sizes = int(np.count_nonzero(first)), int(np.count_nonzero(second))
     if max(sizes) < LEAST_COMMON_HEAD:
@@ -183,10 +154,10 @@ def overlap_problems(
     This finds gross displacement and little else.
 
     Args:
-        first: (X, Y, Z), head in the volume that gave the grid.
-        second: (X, Y, Z), head in the volume that was resampled onto it.
-        coverage: (X, Y, Z), what the resampled volume covers.
-        mask: (X, Y, Z), non-zero inside the structure; may be empty.
+        first: head in the volume that gave the grid.
+        second: head in the volume that was resampled onto it.
+        coverage: what the resampled volume covers.
+        mask: may be empty.
     """
     problems = []
     dice = head_dice(first, second, coverage=coverage)
@@ -203,9 +174,7 @@ def overlap_problems(
     return problems
 
 
-def modality_score(
-    first: NDArray, second: NDArray, *, spacing: Sequence[float], coverage: NDArray[np.bool_] | None = None
-) -> float:
+def modality_score(first: NDArray, second: NDArray, *, spacing: Sequence[float]) -> float:
     """How much more the first of two volumes looks like T2 than the second: above 0 if it is, swapped the negative.
 
     CSF is far above white matter on T2 and below it on T1, ceT1 and FLAIR. So, over the voxels well below the surface
@@ -216,27 +185,18 @@ def modality_score(
     - the place of CSF: how bright the first is where the second is darkest, relative to its median, less the same with
       the two exchanged. Edema, bright on T2 and moderately dark on T1, counts on the same side.
 
-    Args:
-        first: (X, Y, Z), any units.
-        second: (X, Y, Z), any units, on the same grid.
-        spacing: mm (X, Y, Z).
-        coverage: (X, Y, Z), where both have intensities; None for everywhere.
-
     Returns:
         The score; 0 where too little of the head is seen to tell.
     """
-    stripped = is_skull_stripped(first, coverage=coverage) or is_skull_stripped(second, coverage=coverage)
+    stripped = is_skull_stripped(first) or is_skull_stripped(second)
     factors = _coarse_factors(spacing)
-    known = None if coverage is None else _block_mean(coverage, factors) == 1
     a, b = _block_mean(first, factors), _block_mean(second, factors)
-    bright_a, bright_b = (foreground(volume, coverage=known, sampled=True) for volume in (a, b))
-    head = _largest_part(bright_a) & _largest_part(bright_b)
-    depth = _depth(head, [step * factor for step, factor in zip(spacing, factors, strict=True)])
-    deep = head & (depth > min(STRIPPED_EDGE_MM if stripped else SCALP_MM, depth.max(initial=0) / 2))
+    bright_a, bright_b = foreground(a, sampled=True), foreground(b, sampled=True)
+    deep = _deep(_largest_part(bright_a) & _largest_part(bright_b), spacing, factors, stripped=stripped)
     tissue = deep & (bright_a | bright_b)  # Not air or bone, dark on both.
     if np.count_nonzero(tissue) < LEAST_SCORED:
         return 0.0
-    a, b = _scaled(a, tissue, known), _scaled(b, tissue, known)
+    a, b = _scaled(a, tissue), _scaled(b, tissue)
     return _skew(a) - _skew(b) + _log_ratio(a[_darkest(b)], a) - _log_ratio(b[_darkest(a)], b)
 
 
@@ -245,10 +205,6 @@ def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
 
     Less certain than comparing two volumes of a case, for where there is only one.
 
-    Args:
-        voxels: (X, Y, Z), any units.
-        spacing: mm (X, Y, Z).
-
     Returns:
         How much further the brightest 2 % of the deep tissue lie from the median than the darkest 2 % do, in
         logarithms; None where too little of the head is seen to tell.
@@ -256,20 +212,15 @@ def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
     factors = _coarse_factors(spacing)
     blocks = _block_mean(voxels, factors)
     bright = foreground(blocks, sampled=True)
-    head = _largest_part(bright)
-    depth = _depth(head, [step * factor for step, factor in zip(spacing, factors, strict=True)])
-    edge = STRIPPED_EDGE_MM if is_skull_stripped(voxels) else SCALP_MM
-    tissue = head & bright & (depth > min(edge, depth.max(initial=0) / 2))
-    if np.count_nonzero(tissue) < LEAST_SCORED:
-        return None
-    return _skew(_scaled(blocks, tissue, None))
+    tissue = _deep(_largest_part(bright), spacing, factors, stripped=is_skull_stripped(voxels)) & bright
+    return None if np.count_nonzero(tissue) < LEAST_SCORED else _skew(_scaled(blocks, tissue))
 
 
 def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) -> list[CaseError]:
     """Whether what is given as T2 is rather the other volume; refused with a clear margin only.
 
     Args:
-        score: from `modality_score`, T2 first; the other is T1, ceT1 or FLAIR.
+        score: from `modality_score`, T2 first.
         names: of both, for the message.
     """
     if score >= SWAPPED_SCORE:
@@ -290,17 +241,20 @@ def _block_mean(voxels: NDArray, factors: Sequence[int]) -> NDArray[np.float32]:
     return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _depth(head: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Distance in mm to the surface of the head; the border of the grid is no surface."""
+def _deep(
+    head: NDArray[np.bool_], spacing: Sequence[float], factors: Sequence[int], *, stripped: bool
+) -> NDArray[np.bool_]:
+    """Blocks well below the surface of the head; the border of the grid is no surface."""
     if head.all():
-        return np.full(head.shape, SCALP_MM * 3)
-    return ndimage.distance_transform_edt(head, sampling=spacing)
+        return head
+    sizes = [step * factor for step, factor in zip(spacing, factors, strict=True)]
+    depth = ndimage.distance_transform_edt(head, sampling=sizes)
+    return head & (depth > min(STRIPPED_EDGE_MM if stripped else SCALP_MM, depth.max(initial=0) / 2))
 
 
-def _scaled(voxels: NDArray, tissue: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> NDArray:
+def _scaled(voxels: NDArray, tissue: NDArray[np.bool_]) -> NDArray:
     """Intensities of the tissue in parts of their 99th percentile above the volume's minimum, safe for a logarithm."""
-    low = float(voxels.min() if known is None else voxels[known].min())
-    values = voxels[tissue] - low
+    values = voxels[tissue] - float(voxels.min())
     high = float(np.percentile(values, 99))
     return np.maximum(values / high, LEAST_INTENSITY) if high > 0 else np.ones_like(values)
 
