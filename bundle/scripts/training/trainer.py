@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +16,10 @@ from torch.optim import Optimizer
 
 from scripts.compiler import compile_networks
 from scripts.training.distributed import average_gradients, global_mean, share_weights
+from scripts.training.methods.protocol import Method
 
 TENSORS = (Keys.IMAGE, Keys.LABEL, "target")
 HAS_TARGET = "has_target"  # (B,) in {0, 1}, only where cases may lack the target
-
-
-class Method(Protocol):
-    """What the trainer asks of a method; every method is also a `torch.nn.Module`. See `methods/`."""
-
-    def generator_parameters(self) -> list[nn.Parameter]: ...
-    def discriminator_parameters(self) -> list[nn.Parameter]: ...
-    def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
-    def discriminator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
-    def logits(self, outputs: Mapping[str, Tensor]) -> Tensor: ...
-    def networks(self) -> list[nn.Module]: ...
-    def to(self, *, memory_format: torch.memory_format) -> Any: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 class MethodTrainer(Trainer):
