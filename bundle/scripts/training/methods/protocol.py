@@ -1,4 +1,4 @@
-"""What the trainer asks of a method. A new one is a module beside this with these functions, and a config that names it."""
+"""What the trainer asks of a method. A new one is a module beside this with these functions, and a config for it."""
 
 from __future__ import annotations
 
