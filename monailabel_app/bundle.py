@@ -279,7 +279,7 @@ class ServedBundle:
             outputs = {name: torch.from_numpy(part[0].numpy()) for name, part in named.items()}
             voxel_mm3 = float(torch.as_tensor(data["image"].pixdim).prod())
             output = after(data)
-            if self.inferer.cut or self.inferer.places > self.inferer.most_places:
+            if self.inferer.cut or self.inferer.candidates > self.inferer.most_candidates:
                 notes.append(f"The network looked at {self.inferer.looked_at}: look there too.")
             if self.not_served:
                 notes.append(self.not_served)

@@ -21,7 +21,7 @@ class KnownAnswer:
         self.localize = self
         self.cut = self.places = 0
         self.threshold = 0.5
-        self.most_places = 10
+        self.most_candidates = 10
         self.size = (32, 32, 8)
         self.looked_at = "the whole foreground"
 

@@ -110,7 +110,7 @@ def test_overrides_change_only_what_the_base_has(name: str) -> None:
     """A misspelled key is accepted in silence by MONAI, and the run goes on with the base's value."""
     introduced = {
         "evaluate.json": {"protocol", "crop_size", "section", "checkpoint_path", "evaluate", "evaluating"}
-        | {"flips", "ensemble", "most_places", "smallest_mm3"}
+        | {"flips", "ensemble", "most_candidates", "smallest_mm3"}
         | LOCALIZER,
         "localize.json": LOCALIZER,
         "pretrain.json": set(),
@@ -198,7 +198,7 @@ def test_evaluation_localizes_as_inference_does_with_the_localizer_that_was_trai
     without = {"compile", "threshold"}  # an evaluation measures at 0.5, the inferer's default
     assert evaluate["validate#inferer"] == {k: v for k, v in inference["inferer"].items() if k not in without} | own
     shared = [key for key in inference if key.startswith("localize") and key != "localizer_path"]
-    for key in [*shared, "most_places", "flips", "ensemble"]:
+    for key in [*shared, "most_candidates", "flips", "ensemble"]:
         assert evaluate[key] == inference[key], key
     for key in ("localizer_pooling", "localizer_patch_size", "localizer_features"):
         assert localize[key] == inference[key], key

@@ -17,7 +17,7 @@ from made.outcomes import error_of
 
 from scripts.data import conversion, plausibility
 from scripts.data.case import Facts
-from scripts.data.conversion import Together, bring_together, nifti_files, write_image, write_nifti_case
+from scripts.data.conversion import Registered, nifti_files, register_images, write_image, write_nifti_case
 from scripts.data.datalist import TASKS
 from scripts.data.registration.align import Alignment
 from scripts.data.sources.nifti import tumor_labels
@@ -188,7 +188,7 @@ def test_registration_leaves_alone_what_is_on_one_grid(tmp_path):
     assert facts == Facts()
 
 
-# --- bring_together
+# --- register_images
 
 
 def bring(tmp_path, first, second, *, x=AWAY_MM, facts=None, **arguments):
@@ -196,23 +196,23 @@ def bring(tmp_path, first, second, *, x=AWAY_MM, facts=None, **arguments):
     (fixed, affine), (moving, moving_affine) = first, second
     path = tfm(tmp_path / "back.tfm", rigid((-AWAY_MM, 0, 0)))
     volumes = {"T2": Held(fixed, affine), "ceT1": Held(moving, displaced(moving_affine, x=x))}
-    return bring_together(volumes, Facts() if facts is None else facts, transforms=[path], **arguments)
+    return register_images(volumes, Facts() if facts is None else facts, transforms=[path], **arguments)
 
 
 def test_the_first_image_is_untouched_and_decides_the_grid(tmp_path):
-    together = bring(tmp_path, head("T2"), head("ceT1"))
-    assert list(together.images) == ["T2", "ceT1"]
-    assert together.images["T2"] is head("T2")[0]
-    np.testing.assert_array_equal(together.affine, head("T2")[1])
-    np.testing.assert_array_equal(together.affines["ceT1"], displaced(head("ceT1")[1]))
-    assert list(together.alignments) == list(together.covered) == ["ceT1"]
+    registered = bring(tmp_path, head("T2"), head("ceT1"))
+    assert list(registered.images) == ["T2", "ceT1"]
+    assert registered.images["T2"] is head("T2")[0]
+    np.testing.assert_array_equal(registered.affine, head("T2")[1])
+    np.testing.assert_array_equal(registered.affines["ceT1"], displaced(head("ceT1")[1]))
+    assert list(registered.alignments) == list(registered.covered) == ["ceT1"]
 
 
 def test_an_image_that_was_displaced_comes_back_voxel_by_voxel(tmp_path):
     facts = Facts()
-    together = bring(tmp_path, head("T2"), head("ceT1"), facts=facts)
-    np.testing.assert_array_equal(together.images["ceT1"], head("ceT1")[0])
-    assert together.covered["ceT1"].all()
+    registered = bring(tmp_path, head("T2"), head("ceT1"), facts=facts)
+    np.testing.assert_array_equal(registered.images["ceT1"], head("ceT1")[0])
+    assert registered.covered["ceT1"].all()
     assert facts.shown["ceT1 brought by"] == "tfm, 10.00 mm, 0.00 degrees"
     assert facts.shown["ceT1 covers"] == "100% of the grid"
     assert "ceT1 registration residual" not in facts.shown
@@ -243,22 +243,22 @@ def test_other_numbers_become_float32(tmp_path, dtype):
 def test_a_grid_is_trusted_only_where_that_was_asked_for(tmp_path):
     (t2, affine), (cet1, _) = head("T2"), head("ceT1")
     volumes = {"T2": Held(t2, affine), "ceT1": Held(cet1, displaced(affine, x=0.05))}
-    trusted = bring_together(volumes, Facts(), trust_grids=True)
+    trusted = register_images(volumes, Facts(), trust_grids=True)
     assert trusted.images["ceT1"] is cet1 and not trusted.alignments and not trusted.covered
     path = tfm(tmp_path / "still.tfm", rigid())
-    assert list(bring_together(volumes, Facts(), transforms=[path]).alignments) == ["ceT1"]
+    assert list(register_images(volumes, Facts(), transforms=[path]).alignments) == ["ceT1"]
 
 
 def test_an_image_of_another_grid_is_moved_though_grids_are_trusted(tmp_path):
-    together = bring(tmp_path, head("T2"), head("ceT1"), trust_grids=True)
-    assert list(together.alignments) == ["ceT1"]
+    registered = bring(tmp_path, head("T2"), head("ceT1"), trust_grids=True)
+    assert list(registered.alignments) == ["ceT1"]
 
 
 def test_where_a_head_ends_there_is_air_and_no_exact_zero(tmp_path):
     voxels, affine = head("ceT1")
     half = voxels[:, :, :5]
-    together = bring(tmp_path, head("T2"), (half, affine))
-    image, covered = together.images["ceT1"], together.covered["ceT1"]
+    registered = bring(tmp_path, head("T2"), (half, affine))
+    image, covered = registered.images["ceT1"], registered.covered["ceT1"]
     np.testing.assert_array_equal(covered.any(axis=(0, 1)), [True] * 5 + [False] * 5)
     np.testing.assert_array_equal(image[:, :, :5], half)
     air = np.median(half[~plausibility.foreground(half)])
@@ -270,8 +270,8 @@ def test_where_a_head_ends_there_is_air_and_no_exact_zero(tmp_path):
 
 def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
     voxels, affine = brain("ceT1")
-    together = bring(tmp_path, brain("T2"), (voxels[:, :, :11], affine))
-    image, covered = together.images["ceT1"], together.covered["ceT1"]
+    registered = bring(tmp_path, brain("T2"), (voxels[:, :, :11], affine))
+    image, covered = registered.images["ceT1"], registered.covered["ceT1"]
     assert covered.sum() == voxels[:, :, :11].size
     assert not image[~covered].any() and plausibility.is_skull_stripped(image)
 
@@ -286,9 +286,9 @@ def test_where_a_skull_stripped_brain_ends_there_are_zeros(tmp_path):
 )
 def test_what_nothing_can_be_computed_with_is_refused(moving, check, part):
     good, bad = Held(ramp(), AFFINE), Held(moving, AFFINE)
-    error = error_of(lambda: bring_together({"T2": good, "ceT1": bad}, Facts(), trust_grids=True))
+    error = error_of(lambda: register_images({"T2": good, "ceT1": bad}, Facts(), trust_grids=True))
     assert error.check == check and part in error.found
-    assert part.replace("ceT1", "T2") in error_of(lambda: bring_together({"T2": bad, "ceT1": good}, Facts())).found
+    assert part.replace("ceT1", "T2") in error_of(lambda: register_images({"T2": bad, "ceT1": good}, Facts())).found
 
 
 # --- Together
@@ -310,27 +310,27 @@ def test_a_mask_moves_with_its_image(spacing):
     reference = np.zeros((48, 48, 32), np.int16)
     # Fixed to moving: 3 mm along L, which is -3 mm along RAS x, and a turn about the ball's center.
     move = rigid((3.0, 0.0, 0.0), (0.0, 0.0, 25.0), center=(-24.0, -24.0, 24.0))
-    together = Together(
+    registered = Registered(
         {"T2": reference, "ceT1": reference}, affine, {"T2": affine, "ceT1": own}, {"ceT1": alignment(move)}, {}
     )
     drawn = ball([round(size / step) for size, step in zip((48, 48, 48), spacing, strict=True)], own, (21, 24, 24), 8)
-    mask = together.mask(drawn, "ceT1")
+    mask = registered.mask(drawn, "ceT1")
     assert mask.shape == reference.shape and mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
     assert mask.sum() * 1.5 == pytest.approx(drawn.sum() * np.prod(spacing), rel=0.05)
     np.testing.assert_allclose(center_of_mass(mask, affine), (24, 24, 24), atol=0.2)
 
 
 def test_a_mask_of_an_image_that_did_not_move_is_left_alone():
-    together = Together({"T2": ramp()}, AFFINE, {"T2": AFFINE}, {}, {})
+    registered = Registered({"T2": ramp()}, AFFINE, {"T2": AFFINE}, {}, {})
     mask = np.eye(3, dtype=np.uint8)[..., None]
-    assert together.mask(mask, "T2") is mask
+    assert registered.mask(mask, "T2") is mask
 
 
 def two_heads(second, *, covered=None):
     """T2 of the made head, and a second image that is said to have been brought to it."""
     voxels, affine = head("T2")
     everywhere = np.ones(voxels.shape, bool)
-    return Together(
+    return Registered(
         {"T2": voxels, "ceT1": second},
         affine,
         {"T2": affine, "ceT1": affine},
@@ -346,14 +346,14 @@ def tumor(at):
 
 
 def test_heads_that_agree_pass_with_a_mask_and_without():
-    together = two_heads(head("ceT1")[0])
-    together.check(None)
-    together.check(tumor(4))
+    registered = two_heads(head("ceT1")[0])
+    registered.check(None)
+    registered.check(tumor(4))
 
 
 def test_images_that_were_not_moved_are_not_compared():
     voxels, affine = head("T2")
-    Together({"T2": voxels, "ceT1": np.zeros_like(voxels)}, affine, {}, {}, {}).check(None)
+    Registered({"T2": voxels, "ceT1": np.zeros_like(voxels)}, affine, {}, {}, {}).check(None)
 
 
 def test_a_head_in_another_place_is_refused():
@@ -365,10 +365,10 @@ def test_a_head_in_another_place_is_refused():
 def test_a_tumor_that_the_moved_image_does_not_show_is_refused():
     covered = np.zeros(head("T2")[0].shape, bool)
     covered[:, :, :5] = True
-    together = two_heads(head("ceT1")[0], covered=covered)
-    together.check(tumor(4))
+    registered = two_heads(head("ceT1")[0], covered=covered)
+    registered.check(tumor(4))
     with pytest.raises(CaseError, match=r"T2 and ceT1: 16 of 16 mask voxels \(100%\) outside the resampled volume"):
-        together.check(tumor(5))
+        registered.check(tumor(5))
 
 
 def test_air_of_zeros_is_not_filled_with_zeros():

@@ -313,12 +313,12 @@ class Bright(nn.Module):
         return 40 * (x[:, :1] - 0.5)
 
 
-def scan(*places: tuple[slice, slice, slice]) -> Tensor:
-    """A gray head of 96 x 96 x 24 voxels in air, with bright places."""
+def scan(*candidates: tuple[slice, slice, slice]) -> Tensor:
+    """A gray head of 96 x 96 x 24 voxels in air, with bright candidates."""
     x_s = torch.full((1, 1, 112, 104, 24), -1.0)
     x_s[:, :, 8:104, 4:100] = -0.2
-    for place in places:
-        x_s[(0, 0, *place)] = 1.0
+    for candidate in candidates:
+        x_s[(0, 0, *candidate)] = 1.0
     return x_s
 
 
@@ -336,12 +336,12 @@ def test_inside_a_region_the_result_is_that_of_windows_everywhere() -> None:
     out = inferer(x_s, Voxelwise())
     everywhere = CascadeInferer(WINDOW)(x_s, Voxelwise())
     assert inferer.localized and len(inferer.regions) == 2
-    for place in (SPOT, FAR):
+    for candidate in (SPOT, FAR):
         region = next(
-            r for r in inferer.regions if all(a.start <= b.start < a.stop for a, b in zip(r, place, strict=True))
+            r for r in inferer.regions if all(a.start <= b.start < a.stop for a, b in zip(r, candidate, strict=True))
         )
         assert torch.allclose(out[(..., *region)], everywhere[(..., *region)], atol=ATOL)
-    assert torch.equal(out[:, 0] > 0.5, everywhere[:, 0] > 0.5)  # the mask: 3 x > 0 in the two places alone
+    assert torch.equal(out[:, 0] > 0.5, everywhere[:, 0] > 0.5)  # the mask: 3 x > 0 in the two candidates alone
 
 
 def test_outside_of_the_regions_are_no_tumor_and_background() -> None:
@@ -368,21 +368,21 @@ def test_a_tumor_below_the_threshold_is_found_to_its_end(caplog: pytest.LogCaptu
     x_s[0, 0, 40:66, 60:66, 10:12] = 0.44
     inferer = full_scan()
     out = inferer(x_s, Voxelwise())
-    assert inferer.localized and inferer.places == 0
+    assert inferer.localized and inferer.candidates == 0
     assert int((out[:, 0] > 0.5).sum()) == 26 * 6 * 2
     assert inferer.looked_at == "1 region" and inferer.cut == 0
 
 
 def test_what_was_left_out_and_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A second place beyond `most_places`; a mask that leaves the first one's region where nothing is suspected."""
+    """A second candidate beyond `most_candidates`; a mask that leaves the first one's region unsuspected."""
     x_s = scan((slice(40, 47), slice(50, 56), slice(10, 13)), FAR)
     x_s[0, 0, 51:80, 42, 10:13] = 0.2  # found by the network alone, from within the region
-    inferer = full_scan(most_places=1)
+    inferer = full_scan(most_candidates=1)
     with caplog.at_level(logging.WARNING, logger="scripts.inference.inferer"):
         inferer(x_s, Voxelwise())
-    assert (inferer.places, inferer.cut) == (2, 1) and len(inferer.regions) == 1
+    assert (inferer.candidates, inferer.cut) == (2, 1) and len(inferer.regions) == 1
     (record,) = [r for r in caplog.records if r.name == "scripts.inference.inferer" and r.levelname == "WARNING"]
-    assert "1 region, the most suspicious 1 of 2 places; 1 part(s) of the mask end at their" in record.getMessage()
+    assert "1 region, the most suspicious 1 of 2 candidates; 1 part(s) of the mask end at their" in record.getMessage()
 
 
 def test_a_region_grows_while_the_mask_leaves_it() -> None:
@@ -428,9 +428,9 @@ def test_without_a_localizer_windows_cover_the_foreground() -> None:
 def test_scans_of_a_batch_have_regions_of_their_own() -> None:
     x_s = torch.cat([scan(SPOT), scan(FAR)])
     out = full_scan()(x_s, Voxelwise())
-    for i, place in enumerate((SPOT, FAR)):
+    for i, candidate in enumerate((SPOT, FAR)):
         mask = torch.zeros(out.shape[2:], dtype=torch.bool)
-        mask[place] = True
+        mask[candidate] = True
         assert torch.equal(out[i, 0] > 0.5, mask)
 
 

@@ -147,22 +147,22 @@ def _write_registered(
     """Write every image, and the label, on the grid of the first image."""
     images = {name: volume for name, volume in volumes.items() if name != "label"}
     first = next(iter(images))
-    together = bring_together(images, facts, trust_grids=True)
+    registered = register_images(images, facts, trust_grids=True)
     _copy(images[first], folder / prepared_name(case.case, first))
     for name in list(images)[1:]:
-        write_image(together.images[name], together.affine, case.case, name, folder)
+        write_image(registered.images[name], registered.affine, case.case, name, folder)
     if "label" in volumes:
         owners = [n for n in images if not grid_problems({n: images[n], "label": volumes["label"]})]
         if not owners:
             found = f"label of shape {volumes['label'].grid()[0]} on a grid of its own"
             raise CaseError("shape", found, f"the grid of {' or '.join(images)}")
-        mask = together.mask(_mask(case, task), owners[0])
-        together.check(mask)
-        write_image(mask, together.affine, case.case, "label", folder)
+        mask = registered.mask(_mask(case, task), owners[0])
+        registered.check(mask)
+        write_image(mask, registered.affine, case.case, "label", folder)
 
 
 @dataclass(frozen=True)
-class Together:
+class Registered:
     """The images of a case on one grid.
 
     Args:
@@ -207,9 +207,9 @@ class Together:
         return (inside >= 0.5).astype(np.uint8)
 
 
-def bring_together(
+def register_images(
     volumes: Mapping[str, Volume], facts: Facts, *, transforms: Sequence[Path] = (), trust_grids: bool = False
-) -> Together:
+) -> Registered:
     """Bring the images of a case onto the grid of the first, by the transforms given or by rigid registration.
 
     Args:
@@ -224,21 +224,21 @@ def bring_together(
     (first, reference), *others = volumes.items()
     shape, affine = reference.grid()
     fixed = _readable(first, reference)
-    together = Together({first: fixed}, affine, {first: affine}, {}, {})
+    registered = Registered({first: fixed}, affine, {first: affine}, {}, {})
     for name, volume in others:
         moving, moving_affine = _readable(name, volume), volume.grid()[1]
-        together.affines[name] = moving_affine
+        registered.affines[name] = moving_affine
         if trust_grids and not grid_problems({first: reference, name: volume}):
-            together.images[name] = moving
+            registered.images[name] = moving
             continue
         alignment = align(fixed, affine, moving, moving_affine, transforms=transforms)
         image, covered = resample(moving, moving_affine, shape, affine, alignment, fill=_air(moving))
         # In the type that the image had, which holds the result: interpolation does not overshoot.
-        together.images[name] = np.rint(image).astype(moving.dtype) if moving.dtype.kind in "iu" else image
-        together.alignments[name] = alignment
-        together.covered[name] = covered
+        registered.images[name] = np.rint(image).astype(moving.dtype) if moving.dtype.kind in "iu" else image
+        registered.alignments[name] = alignment
+        registered.covered[name] = covered
         facts.shown.update(_alignment_facts(name, alignment, covered))
-    return together
+    return registered
 
 
 def _readable(name: str, volume: Volume) -> NDArray:

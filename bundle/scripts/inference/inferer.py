@@ -144,11 +144,13 @@ class CascadeInferer(SegmentationInferer):
 class FullScanInferer(CascadeInferer):
     """Localizes, then refines: the cascade at full resolution only in regions where a tumor may be.
 
-    1. The box of the foreground: air is not looked at. 2. The localizer's map of the box. 3. A region for every place
-    above `localizer_threshold`, at most `most_places`, and for the most suspicious place in any case; each with a
-    margin and at least a window large; none for a place that lies in another's region. 4. The cascade's windows in each
-    region, which grows while a part of the mask that the localizer suspects leaves it. Without a localizer, or once the
-    regions, growing included, cost more than half as much, windows cover the whole box.
+    1. The box of the foreground: air is not looked at.
+    2. The localizer's map of the box.
+    3. A region for every candidate above `localizer_threshold`, at most `most_candidates`, and for the most suspicious
+       one in any case. Each has a margin and is at least a window large. A candidate in another's region needs none.
+    4. The cascade's windows in each region, which grows while a part of the mask that the localizer suspects leaves it.
+
+    Without a localizer, or once the regions cost more than half as much, windows cover the whole box.
 
     Where regions overlap, the higher probability of the mask decides. Outside of them probabilities are 0 and the
     synthetic image is background, see `networks.tissnet.OUTSIDE`.
@@ -156,15 +158,15 @@ class FullScanInferer(CascadeInferer):
     Args: as `CascadeInferer`, and
         localizer: the trained `Localizer`, None for windows everywhere.
         localizer_roi_size: its window, voxels x, y, z of the scan; the patch that it was trained on.
-        localizer_threshold: its probability from which a place is looked at.
-        most_places: how many places are looked at, those of the highest probability.
-        margin: voxels x, y, z around such a place.
+        localizer_threshold: its probability from which a voxel is a candidate.
+        most_candidates: how many candidates are looked at, those of the highest probability.
+        margin: voxels x, y, z around such a candidate.
         threshold: of the mask, for which regions grow.
 
     Attributes, of the last scan:
         regions: where the cascade looked; the foreground's box if it was not localized.
         localized: whether the regions came from the localizer.
-        places: how many places the localizer suspects; if more than `most_places`, the others were left out.
+        candidates: how many there were; beyond `most_candidates` they were not looked at.
         cut: how many parts of the mask end where the cascade stopped looking.
     """
 
@@ -175,7 +177,7 @@ class FullScanInferer(CascadeInferer):
         localizer: nn.Module | None = None,
         localizer_roi_size: Sequence[int] = (128, 128, 16),
         localizer_threshold: float = 0.1,
-        most_places: int = 10,
+        most_candidates: int = 10,
         margin: Sequence[int] = (8, 8, 2),
         threshold: float = 0.5,
         perceptor: nn.Module | None = None,
@@ -185,12 +187,12 @@ class FullScanInferer(CascadeInferer):
         self.localizer = localizer
         self.localize = SegmentationInferer(localizer_roi_size, **kwargs | {"ensemble": (), "flips": ()})
         self.localizer_threshold = localizer_threshold
-        self.most_places = most_places
+        self.most_candidates = most_candidates
         self.margin = tuple(margin)
         self.threshold = threshold
         self.regions: list[Box] = []
         self.localized = False
-        self.places = self.cut = 0
+        self.candidates = self.cut = 0
 
     @property
     def looked_at(self) -> str:
@@ -198,8 +200,8 @@ class FullScanInferer(CascadeInferer):
         if not self.localized:
             return "the whole foreground"
         looked = f"{len(self.regions)} region{'s' if len(self.regions) > 1 else ''}"
-        if self.places > self.most_places:
-            looked += f", the most suspicious {self.most_places} of {self.places} places"
+        if self.candidates > self.most_candidates:
+            looked += f", the most suspicious {self.most_candidates} of {self.candidates} candidates"
         return looked + (f"; {self.cut} part(s) of the mask end at their borders" if self.cut else "")
 
     def predict(self, inputs: Tensor, modules: Sequence[Outputs]) -> Tensor:
@@ -224,7 +226,7 @@ class FullScanInferer(CascadeInferer):
             result[(..., *region)] = torch.where(higher[:, None], prediction, before)
         parts = (result[0, mask] >= self.threshold).cpu().numpy()
         self.cut = count_cut(parts, box=box, regions=self.regions) if self.localized else 0
-        log = logger.warning if self.localized and (self.cut or self.places > self.most_places) else logger.info
+        log = logger.warning if self.localized and (self.cut or self.candidates > self.most_candidates) else logger.info
         log("looked at %s: %d windows of %d", self.looked_at, sum(map(self.windows, self.regions)), most)
         return result
 
@@ -232,12 +234,12 @@ class FullScanInferer(CascadeInferer):
         """The regions to look at, by the localizer, and the voxels that it suspects, (X, Y, Z)."""
         assert self.localizer is not None
         found = outputs_of(self.localize(x_s[(..., *box)], self.localizer.to(x_s.device)))[PRED]
-        regions, suspected, self.places = find_regions(
+        regions, suspected, self.candidates = find_regions(
             found[0, 0].cpu().numpy(),
             box=box,
             shape=x_s.shape[2:],
             threshold=self.localizer_threshold,
-            most=self.most_places,
+            most=self.most_candidates,
             margin=self.margin,
             window=self.size,
         )

@@ -1,4 +1,4 @@
-"""Where in a whole scan the cascade looks: boxes of voxels around suspected places, and how they grow.
+"""Where in a whole scan the cascade looks: boxes of voxels around candidates, and how they grow.
 
 Boxes are in voxels x, y, z of the scan; masks and maps are arrays (X, Y, Z).
 """
@@ -52,34 +52,34 @@ def find_regions(
 ) -> tuple[list[Box], np.ndarray, int]:
     """Finds the regions to look at in a map of probabilities.
 
-    A region for every place above the threshold, the most suspicious first, with a margin and at least a window large;
-    none for a place that lies, margin included, in another's region. Without such a place, one for the map's peak.
+    A region for every candidate above the threshold, the most suspicious first, with a margin and at least a window
+    large. A candidate that lies, margin included, in another's region needs none. Without candidates, one for the peak.
 
     Args:
         found: the localizer's map of the box.
         box: where in the scan the map lies.
         shape: of the scan.
-        threshold: from which probability a place is looked at.
-        most: how many places are looked at.
-        margin: voxels around a place.
+        threshold: the probability from which a voxel is a candidate.
+        most: how many candidates are looked at.
+        margin: voxels around a candidate.
         window: size of a region, at least.
 
     Returns:
-        the regions; the voxels that are suspected, of the scan's shape; how many places are above the threshold.
+        the regions; the voxels that are suspected, of the scan's shape; how many candidates are above the threshold.
     """
     suspected = np.zeros(tuple(shape), bool)
     suspected[box] = found > threshold
-    places = ndimage.find_objects(ndimage.label(found > threshold)[0])
-    count = len(places)
-    if not places:
+    candidates = ndimage.find_objects(ndimage.label(found > threshold)[0])
+    count = len(candidates)
+    if not candidates:
         peak = np.unravel_index(int(found.argmax()), found.shape)
-        places = [tuple(slice(int(i), int(i) + 1) for i in peak)]
-        suspected[_around(_moved(places[0], box), shape, margin=margin)] = True
+        candidates = [tuple(slice(int(i), int(i) + 1) for i in peak)]
+        suspected[_around(_moved(candidates[0], box), shape, margin=margin)] = True
     regions: list[Box] = []
-    for place in sorted(places, key=lambda place: -found[place].max())[:most]:
-        wanted = _around(_moved(place, box), shape, margin=margin)
+    for candidate in sorted(candidates, key=lambda candidate: -found[candidate].max())[:most]:
+        wanted = _around(_moved(candidate, box), shape, margin=margin)
         if not any(_holds(region, wanted) for region in regions):
-            regions.append(_around(_moved(place, box), shape, margin=margin, least=window))
+            regions.append(_around(_moved(candidate, box), shape, margin=margin, least=window))
     return regions, suspected, count
 
 
@@ -115,21 +115,21 @@ def count_cut(mask: np.ndarray, *, box: Box, regions: Sequence[Box]) -> int:
     return len(np.setdiff1d(parts[ndimage.binary_dilation(unseen) & mask], 0)) if count else 0
 
 
-def _around(place: Box, shape: Sequence[int], *, margin: Sequence[int], least: Sequence[int] = (1, 1, 1)) -> Box:
+def _around(candidate: Box, shape: Sequence[int], *, margin: Sequence[int], least: Sequence[int] = (1, 1, 1)) -> Box:
     """A place with its margin, at least so large, inside the scan."""
     sides = []
-    for side, border, size, n in zip(place, margin, least, shape, strict=True):
+    for side, border, size, n in zip(candidate, margin, least, shape, strict=True):
         length = max(side.stop - side.start + 2 * border, size)
         start = min(max((side.start + side.stop - length) // 2, 0), max(n - length, 0))
         sides.append(slice(start, min(start + length, n)))
     return sides[0], sides[1], sides[2]
 
 
-def _holds(region: Box, place: Box) -> bool:
-    return all(r.start <= p.start and p.stop <= r.stop for r, p in zip(region, place, strict=True))
+def _holds(region: Box, candidate: Box) -> bool:
+    return all(r.start <= p.start and p.stop <= r.stop for r, p in zip(region, candidate, strict=True))
 
 
-def _moved(place: Sequence[slice], box: Box) -> Box:
-    """A place inside a box, in the coordinates of the box's own volume."""
-    sides = [slice(p.start + b.start, p.stop + b.start) for p, b in zip(place, box, strict=True)]
+def _moved(candidate: Sequence[slice], box: Box) -> Box:
+    """A candidate inside a box, in the coordinates of the box's own volume."""
+    sides = [slice(p.start + b.start, p.stop + b.start) for p, b in zip(candidate, box, strict=True)]
     return sides[0], sides[1], sides[2]

@@ -1,1 +1,1 @@
-"""Two images of one head brought together."""
+"""Registration of two images of one head."""

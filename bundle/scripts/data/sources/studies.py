@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data.case import Facts, Job
-from scripts.data.conversion import Together, bring_together, write_image
+from scripts.data.conversion import Registered, register_images, write_image
 from scripts.data.datalist import TASKS
 from scripts.data.dicom.contours import Structure, contour_gaps, contour_volume, structure_mask
 from scripts.data.dicom.folder import UNKNOWN, Scan, scan
@@ -171,16 +171,16 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     frames = {series.header.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
-    together = bring_together(case.series, facts, transforms=case.transforms)
+    registered = register_images(case.series, facts, transforms=case.transforms)
     mask = None
     if with_label:
         patterns = DEFAULT_TUMOR_NAMES if structure is None else tuple(structure)
-        mask = _tumor(case, _drawings(case, sets, patterns, unreadable), unreadable, together, facts)
-    together.check(mask)
-    for name, image in together.images.items():
-        write_image(image, together.affine, case.case, name, folder)
+        mask = _tumor(case, _drawings(case, sets, patterns, unreadable), unreadable, registered, facts)
+    registered.check(mask)
+    for name, image in registered.images.items():
+        write_image(image, registered.affine, case.case, name, folder)
     if mask is not None:
-        write_image(mask, together.affine, case.case, "label", folder)
+        write_image(mask, registered.affine, case.case, "label", folder)
     return facts
 
 
@@ -306,7 +306,7 @@ def _tumor(
     case: StudyCase,
     drawings: Iterable[tuple[str, str, Structure]],
     errors: list[CaseError],
-    together: Together,
+    registered: Registered,
     facts: Facts,
 ) -> NDArray[np.uint8]:
     """Mask of the tumor on the common grid, from the first drawing that can be used; other drawings are compared.
@@ -324,7 +324,7 @@ def _tumor(
         except CaseError as error:
             errors.append(error.of(origin))
             continue
-        mask = together.mask(drawn, modality)
+        mask = registered.mask(drawn, modality)
         if taken is None:
             taken = mask
             facts.shown["tumor drawn on"] = f"{modality}, {origin}, structure {drawing.name!r}"

@@ -1,4 +1,4 @@
-"""A plain segmentor's training step: the perceptor S_p (on x_t), and the arms on x_s, or on both."""
+"""A plain segmentor's training step: the perceptor S_p (on x_t), and the baselines on x_s, or on both."""
 
 from __future__ import annotations
 
