@@ -12,6 +12,9 @@ from torch import Tensor, nn
 class Method(Protocol):
     """A method to train; every one is also a `torch.nn.Module`.
 
+    The network that it trains names its `outputs` and computes them in `infer`, as `networks.tissnet.TISSNet` does;
+    one whose forward gives the logits of a mask needs neither.
+
     A batch has `image` x_s (B, C, X, Y, Z), `target` x_t and `label` y, both (B, 1, X, Y, Z), and where cases may lack
     their target `has_target` (B,), on the CPU. Losses are dicts of named, weighted scalars, which the trainer sums.
     """
