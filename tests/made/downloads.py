@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import MPEG2MPML
 
 from made.contours import polygon_contour, write_contours_json, write_rtstruct
 from made.dicom import LPS_FROM_RAS, MadeSeries, make_uid, write_series
@@ -73,12 +73,29 @@ def changed_slices(root: Path, change: Callable[[list[Path]], object]) -> None:
     change(t2_series(root).paths)
 
 
-def jpeg_ls(root: Path) -> None:
-    """A series that says it is compressed by JPEG-LS."""
+def htj2k(root: Path) -> None:
+    """A series that says it is compressed by high-throughput JPEG 2000, which pydicom does not know either."""
     for path in t2_series(root).paths:
         data = dcmread(path)
-        data.file_meta.TransferSyntaxUID, data.PixelData = JPEGLSLossless, encapsulate([data.PixelData])
+        data.file_meta.TransferSyntaxUID, data.PixelData = MPEG2MPML, encapsulate([data.PixelData])
         data.save_as(path)
+        path.write_bytes(path.read_bytes().replace(MPEG2MPML.encode(), b"1.2.840.10008.1.2.4.201"))
+
+
+def modality_lut() -> Dataset:
+    """A table of stored to shown values."""
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [600, 0, 16], "US"
+    table.LUTData = (np.arange(600, dtype=np.uint16) * 3).tobytes()
+    table["LUTData"].VR = "OW"
+    return table
+
+
+def other_pixels(path: Path, copy: Path) -> None:
+    """A copy of an image, one pixel of which is not the same."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    copy.write_bytes(content)
 
 
 def cut(path: Path, size: int) -> None:

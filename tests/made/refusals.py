@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +21,14 @@ from made.downloads import (
     cut,
     download,
     head,
+    htj2k,
     in_air,
-    jpeg_ls,
     lost_end,
+    modality_lut,
     msd,
     nifti,
     odd_header,
+    other_pixels,
     rgb,
     sheared,
     stored,
@@ -150,9 +151,9 @@ def _cases() -> list[Refused]:
             lambda root: changed_slices(root, lambda paths: paths[4].unlink()),
         ),
         refused(
-            "duplicate position | a slice is there twice | the same instance in | one copy of every instance",
+            "duplicate position | one instance, two contents | the same instance in | one copy of every instance",
             "dicom",
-            lambda root: changed_slices(root, lambda paths: shutil.copy(paths[2], root / "t2/copy.dcm")),
+            lambda root: changed_slices(root, lambda paths: other_pixels(paths[2], root / "t2/copy.dcm")),
         ),
         in_series(
             "duplicate position | two slices at one place | "
@@ -216,14 +217,23 @@ def _cases() -> list[Refused]:
             voxels=np.full((8, 8, 4, 3), 7, dtype=np.uint8),
         ),
         refused(
-            "compressed | JPEG-LS, no decoder here | "
-            "000001.dcm: JPEG-LS Lossless Image Compression, for which no decoder is installed | gdcmconv --raw",
+            "compressed | high-throughput JPEG 2000 | "
+            "000001.dcm: 1.2.840.10008.1.2.4.201, for which there is no decoder here | ask the archive for",
             "dicom",
-            jpeg_ls,
+            htj2k,
         ),
         in_series(
-            "photometric interpretation | MONOCHROME1 | low values are bright | MONOCHROME2",
+            "mixed series | MONOCHROME1, rescaled otherwise in each slice | rescale of MONOCHROME1 (1, 0) in | "
+            "one rescale of MONOCHROME1 in a series",
             PhotometricInterpretation="MONOCHROME1",
+            RescaleSlope=lambda k: k + 1,
+            RescaleIntercept=0,
+        ),
+        in_series(
+            "photometric interpretation | MONOCHROME1 with a modality LUT | "
+            "000001.dcm: MONOCHROME1 (low values are bright) with a modality LUT | MONOCHROME2",
+            PhotometricInterpretation="MONOCHROME1",
+            ModalityLUTSequence=[modality_lut()],
         ),
         in_series("rescale | slope 0 | slope 0 | a slope that is not 0", RescaleSlope=0, RescaleIntercept=0),
         in_series("constant image | all pixels 7 | T2: every voxel is 7 | an image with contrast", voxels=0 * t2 + 7),

@@ -55,6 +55,38 @@ def test_affine_of_a_sagittal_series_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(affine, expected, atol=1e-9)
 
 
+# Row and column direction (LPS) of an axial slice as a scanner writes it; D of FFDL: lying on the left side.
+POSITIONS = {
+    "HFS": ([1, 0, 0], [0, 1, 0]),
+    "HFP": ([-1, 0, 0], [0, -1, 0]),
+    "FFS": ([-1, 0, 0], [0, 1, 0]),
+    "HFDR": ([0, 1, 0], [-1, 0, 0]),
+    "FFDL": ([0, 1, 0], [1, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("told", ["", "HFS"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_patients_position_is_in_the_orientation_alone(tmp_path: Path, position: str, told: str) -> None:
+    """The same head in five positions: the same value at the same point, whatever PatientPosition says."""
+    row, column = map(np.array, POSITIONS[position])
+    lps = np.eye(4)
+    lps[:3, :3] = np.column_stack([0.5 * row, 0.75 * column, 2.0 * np.cross(row, column)])
+    lps[:3, 3] = [3, -4, 5]
+    index = np.indices(SMALL).reshape(3, -1)
+    weights, start = np.array([8, 32, -16]), 4000  # of left, posterior and head
+    points = (lps[:3, :3] @ index).T + lps[:3, 3]
+    stored = (points @ weights + start).reshape(SMALL)
+    made = write_series(tmp_path, stored.astype(np.int16), LPS_FROM_RAS @ lps, PatientPosition=told or position)
+    series = one_series(tmp_path)
+    _, affine = series.grid()
+    np.testing.assert_allclose(affine, LPS_FROM_RAS @ lps, atol=1e-9)
+    assert (by_point(series.voxels(), affine, points * [-1, -1, 1]) == points @ weights + start).all()
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path), made.series_uid))
+    compare_with_simpleitk(series, reader.Execute())
+
+
 @pytest.mark.parametrize("order", ["forward", "reversed"])
 @pytest.mark.parametrize("plane", PLANES)
 def test_agrees_with_simpleitk(tmp_path: Path, plane: str, order: str) -> None:

@@ -12,6 +12,8 @@ from made.outcomes import one_series
 
 from scripts.data.volume import CaseError
 
+FIXTURES = Path(__file__).parents[2] / "fixtures/dicom"
+
 
 def checks(folder: Path) -> dict[str, str]:
     """Check to what was found, of the one series in a folder; grid() must raise the first of them."""
@@ -44,22 +46,84 @@ def test_distance_may_differ_by_a_hundredth(tmp_path: Path) -> None:
     assert list(checks(tmp_path / "uneven")) == ["gap"]
 
 
-def test_duplicate_position(tmp_path: Path) -> None:
+def add(path: Path, source: Path, *, pixels: bool = False, **attributes: object) -> None:
+    """A copy of a file with other attributes, and with other pixels if wanted."""
+    data = pydicom.dcmread(source)
+    for keyword, value in attributes.items():
+        setattr(data, keyword, value)
+    if pixels:
+        data.PixelData = bytes(len(data.PixelData))
+    path.parent.mkdir(exist_ok=True)
+    save(path, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [({"pixels": True}, []), ({"InstanceNumber": 9}, ["slice order"]), ({"EchoTime": 17}, ["mixed series"])],
+)
+def test_two_images_at_one_position(tmp_path: Path, change: dict, other: list[str]) -> None:
     made = write_small(tmp_path, (4, 4, 6))
-    again = pydicom.dcmread(made.paths[2])
-    again.SOPInstanceUID = make_uid("again")
-    save(tmp_path / "again.dcm", again)
+    add(tmp_path / "again.dcm", made.paths[2], SOPInstanceUID=make_uid("again"), **change)
     found = checks(tmp_path)
-    assert list(found) == ["duplicate position"]
+    assert list(found) == [*other, "duplicate position"]
     assert found["duplicate position"] == "000003.dcm and again.dcm both at (0, 0, 3) mm (LPS), 1 in all"
 
 
-def test_series_that_was_copied(tmp_path: Path) -> None:
-    made = write_small(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
+@pytest.mark.parametrize("change", [{"pixels": True}, {"InstanceNumber": 9}])
+def test_one_instance_with_two_contents(tmp_path: Path, change: dict) -> None:
+    made = write_small(tmp_path)
+    add(tmp_path / "again.dcm", made.paths[2], **change)
     found = checks(tmp_path)
     assert list(found) == ["duplicate position"]
-    assert f"the same instance in {made.paths[0]} and {tmp_path / 'b' / '000001.dcm'}" in found["duplicate position"]
+    expected = f"the same instance in {made.paths[2]} and {tmp_path / 'again.dcm'}, with different contents"
+    assert found["duplicate position"] == expected
+
+
+def test_identical_copies_are_left_out_and_told(tmp_path: Path) -> None:
+    """A series that was copied into another folder, and an image that was sent again under another UID."""
+    made = write_small(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    add(tmp_path / "c/again.dcm", made.paths[2], SOPInstanceUID=make_uid("again"))
+    assert checks(tmp_path) == {}
+    series = one_series(tmp_path)
+    (told,) = series.warnings()
+    assert told == "6 of 11 images are identical copies and were left out, such as b/000001.dcm"
+    assert (series.voxels() == make_voxels()).all()
+    assert len(series.files()) == 11 and series.sop_uids() == {*made.sop_uids, make_uid("again")}
+
+
+def test_a_copy_in_another_compression_is_left_out(tmp_path: Path) -> None:
+    for name in ("plain", "jpeg_ls", "rle"):
+        shutil.copytree(FIXTURES / name, tmp_path / name)
+    assert checks(tmp_path) == {}
+    series = one_series(tmp_path)
+    assert [told.split(" images")[0] for told in series.warnings()] == ["6 of 9"]
+    assert (series.voxels() == one_series(FIXTURES / "plain").voxels()).all()
+
+
+def test_a_copy_with_loss_is_another_image(tmp_path: Path) -> None:
+    for name in ("plain", "jpeg_ls_near"):
+        shutil.copytree(FIXTURES / name, tmp_path / name)
+    found = checks(tmp_path)
+    assert found == {"4-D": "6 slices at 3 positions, 2 at each, differing in compression with loss"}
+
+
+@pytest.mark.parametrize("change", ["", "positions", "pixels"])
+def test_an_enhanced_file_that_is_there_twice(tmp_path: Path, change: str) -> None:
+    made = write_enhanced(tmp_path / "e.dcm", make_voxels(), make_affine())
+    data = pydicom.dcmread(made.paths[0])
+    if change == "positions":
+        for frame in data.PerFrameFunctionalGroupsSequence:
+            frame.PlanePositionSequence[0].ImagePositionPatient[2] += 1
+    data.ContentTime = "101112"
+    save(tmp_path / "f.dcm", data)
+    if change == "pixels":
+        (tmp_path / "f.dcm").write_bytes((tmp_path / "f.dcm").read_bytes()[:-2] + b"\1\1")
+    assert list(checks(tmp_path)) == (["duplicate position"] if change else [])
+    if not change:
+        assert one_series(tmp_path).warnings() == [
+            f"1 of 2 images are identical copies and were left out, such as {tmp_path.name}/f.dcm"
+        ]
 
 
 def test_instance_numbers_out_of_order(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 Whole downloads, and the ways in which a study is refused, are in `test_refused.py`.
 """
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import pydicom
 import pytest
 from made.contours import SQUARE, polygon_contour, write_contours_json, write_rtstruct
 from made.dicom import make_affine, make_uid, write_small
@@ -304,3 +307,28 @@ def test_contours_of_a_series_that_is_not_wanted_are_not_taken(tmp_path):
     case = t2_alone(tmp_path, ceT1={"TV": [polygon_contour(SQUARE, 2, make_affine())]})
     with pytest.raises(CaseError, match="no drawing of the tumor"):
         write_study(case, None, True, tmp_path / "out")
+
+
+# --- what a reader should know of the images
+
+
+def test_what_was_lost_is_told_in_the_log_and_of_the_case(tmp_path, caplog):
+    fixtures = Path(__file__).parents[2] / "fixtures/dicom"
+    shutil.copytree(fixtures / "jpeg_baseline", tmp_path / "in/a")
+    shutil.copytree(fixtures / "jpeg_baseline", tmp_path / "in/b")
+    for path in tmp_path.glob("in/*/*.dcm"):
+        data = pydicom.dcmread(path)
+        data.PhotometricInterpretation, data.RescaleSlope, data.RescaleIntercept = "MONOCHROME1", 2, 0
+        data.private_block(0x2005, "Philips MR Imaging DD 001", create=True).add_new(0x0E, "FL", 0.5)
+        data.save_as(path)
+    (case,), problems = find(tmp_path / "in", ["T2"], {"T2": "t2"})
+    assert not problems
+    (tmp_path / "out").mkdir()
+    facts = write_study(case, None, False, tmp_path / "out")
+    assert [warning[:45] for warning in facts.warnings] == [
+        "T2: 3 of 6 images are identical copies and we",
+        "T2: 3 images were compressed with loss (JPEG ",
+        "T2: MONOCHROME1, where low values are bright:",
+    ]
+    assert facts.shown["T2 rescale"].startswith("the standard's own (0028,1053) and (0028,1052), slope 2, intercept 0;")
+    assert [record.getMessage() for record in caplog.records] == [f"phantom: {warning}" for warning in facts.warnings]

@@ -31,9 +31,12 @@ TAGS = {
         "SpecificCharacterSet SOPClassUID SOPInstanceUID StudyDate Modality SeriesDescription PatientName PatientID "
         "DiffusionBValue EchoTime StudyInstanceUID SeriesInstanceUID InstanceNumber ImagePositionPatient "
         "ImageOrientationPatient FrameOfReferenceUID TemporalPositionIdentifier SamplesPerPixel "
-        "PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing"
+        "PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing RescaleIntercept RescaleSlope "
+        "LossyImageCompression LossyImageCompressionRatio"
     ).split()
 }
+# Philips' own scale slope, and the sequence that it stands in where each frame has one.
+_PHILIPS_SLOPE, _PHILIPS_FRAME = Tag(0x2005, 0x100E), Tag(0x2005, 0x140F)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Instance:
         position, orientation: ImagePositionPatient and ImageOrientationPatient, LPS mm and direction cosines.
         spacing: PixelSpacing: distance between rows, then between columns, mm.
         number: InstanceNumber.
+        rescale: RescaleSlope and RescaleIntercept.
+        lossy, lossy_ratio: LossyImageCompression ("01" was once compressed with loss, "00" never was), and its ratio.
         frames: NumberOfFrames.
         frame: index of the frame in the file; None for the file as a whole.
     """
@@ -61,6 +66,8 @@ class Instance:
     study_date: str
     transfer_syntax: str
     photometric: str
+    lossy: str
+    lossy_ratio: str
     number: int | None
     frames: int
     samples: int
@@ -68,6 +75,7 @@ class Instance:
     spacing: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     position: tuple[float, ...] | None
+    rescale: tuple[float, float] | None
     echo_time: float | None
     time_point: float | None
     b_value: float | None
@@ -118,11 +126,14 @@ def read_instance(path: str, data: Dataset, sop_class: str, patient: str) -> Ins
         study_date=text_of(data, "StudyDate"),
         transfer_syntax=text_of(data.file_meta, "TransferSyntaxUID"),
         photometric=text_of(data, "PhotometricInterpretation"),
+        lossy=text_of(data, "LossyImageCompression"),
+        lossy_ratio=text_of(data, "LossyImageCompressionRatio"),
         number=integer_of(data, "InstanceNumber"),
         frames=1 if frames is None else frames,
         samples=1 if samples is None else samples,
         shape=(columns, rows) if columns and rows else None,
         **_plane(data, data, data),
+        rescale=_rescale(data),
         echo_time=number_of(data, "EchoTime"),
         time_point=number_of(data, "TemporalPositionIdentifier"),
         b_value=number_of(data, "DiffusionBValue"),
@@ -136,6 +147,12 @@ def _plane(measures: Dataset, orientation: Dataset, position: Dataset) -> dict[s
         "orientation": _numbers(orientation, "ImageOrientationPatient", 6),
         "position": _numbers(position, "ImagePositionPatient", 3),
     }
+
+
+def _rescale(data: Dataset) -> tuple[float, float] | None:
+    """RescaleSlope and RescaleIntercept; None where one is missing."""
+    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
+    return None if slope is None or intercept is None else (slope, intercept)
 
 
 def text_of(data: Dataset, keyword: str) -> str:
@@ -214,6 +231,15 @@ def frames_of(instance: Instance) -> list[Instance]:
         return [_frame(instance, functional_groups(data, index), index) for index in range(instance.frames)]
 
 
+def has_philips_scaling(instance: Instance) -> bool:
+    """Whether a file has Philips' own scale slope (2005,100E), of its data set or of its first frame."""
+    with pydicom_errors(instance):
+        data = pydicom.dcmread(instance.path, stop_before_pixels=True, force=True)
+        frame = (data.get("PerFrameFunctionalGroupsSequence") or [Dataset()])[0]
+        own = frame[_PHILIPS_FRAME].value if _PHILIPS_FRAME in frame else ()
+        return any(_PHILIPS_SLOPE in one for one in (data, *own))
+
+
 def functional_groups(data: Dataset, index: int) -> Callable[[str], Dataset]:
     """A function that gives a functional group of a frame by its keyword: its own, else the shared, else empty."""
     shared = data.get("SharedFunctionalGroupsSequence") or [Dataset()]
@@ -231,6 +257,7 @@ def _frame(instance: Instance, group: Callable[[str], Dataset], index: int) -> I
         frame=index,
         number=None,  # of the file, not of the frame
         **_plane(group("PixelMeasuresSequence"), group("PlaneOrientationSequence"), group("PlanePositionSequence")),
+        rescale=_rescale(group("PixelValueTransformationSequence")),
         echo_time=number_of(group("MREchoSequence"), "EffectiveEchoTime"),
         time_point=number_of(group("FrameContentSequence"), "TemporalPositionIndex"),
         b_value=number_of(group("MRDiffusionSequence"), "DiffusionBValue"),

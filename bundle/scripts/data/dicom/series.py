@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.pixel_data_handlers.util import apply_modality_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from scripts.data.dicom.headers import (
     Instance,
     directions,
     frames_of,
-    functional_groups,
-    integer_of,
-    number_of,
-    pydicom_errors,
+    has_philips_scaling,
     slice_distances,
     slice_positions,
     uid_name,
 )
+from scripts.data.dicom.pixels import LOSSY, decode, is_lossy
 from scripts.data.dicom.series_checks import stack_problems
 from scripts.data.volume import LPS_TO_RAS, CaseError
-
-# A frame that decompresses to more than this, and to more than this many times its file, is a damaged header.
-_DECOMPRESSED_BYTES, _COMPRESSION = 2**26, 100
 
 
 @dataclass(frozen=True)
@@ -83,14 +74,71 @@ class Series:
         path, decoded = "", []
         for one in self._checked_slices():
             if one.path != path:
-                path, decoded = one.path, _decode(one)
+                path, decoded = one.path, decode(one)
             planes.append(decoded[one.frame or 0])
         return np.stack(planes).transpose(2, 1, 0)
+
+    def warnings(self) -> list[str]:
+        """What a reader should know of the images, a sentence each; for a series without problems.
+
+        Raises:
+            CaseError: a file that cannot be read.
+        """
+        return [*self._copies_told(), *self._loss_told(), *self._inversion_told()]
+
+    def facts(self) -> dict[str, str]:
+        """How stored numbers became voxels, where there was a choice; for a series without problems.
+
+        Raises:
+            CaseError: a file that cannot be read.
+        """
+        slices = self._slices()
+        if not has_philips_scaling(slices[0]):
+            return {}
+        slopes = sorted({one.rescale or (1.0, 0.0) for one in slices})
+        shown = "slope {:g}, intercept {:g}".format(*slopes[0]) + (", and others" if len(slopes) > 1 else "")
+        used = f"the standard's own (0028,1053) and (0028,1052), {shown}" if slices[0].rescale else "stored numbers"
+        return {"rescale": f"{used}; Philips' (2005,100E) and (2005,100D) are there and not used"}
+
+    def _copies_told(self) -> list[str]:
+        kept = set(self._distinct)
+        copies = [one for one in self.instances if one not in kept]
+        if not copies:
+            return []
+        where = f"{Path(copies[0].path).parent.name}/{copies[0]}"
+        return [
+            f"{len(copies)} of {len(self.instances)} images are identical copies and were left out, such as {where}"
+        ]
+
+    def _loss_told(self) -> list[str]:
+        lossy = [one for one in self._distinct if is_lossy(one)]
+        if not lossy:
+            return []
+        syntax, ratio = lossy[0].transfer_syntax, lossy[0].lossy_ratio
+        how = uid_name(syntax) if syntax in LOSSY else "earlier, as the header says"
+        told = f"{how}, ratio {ratio}" if ratio else how
+        return [f"{len(lossy)} images were compressed with loss ({told}), and differ from what the scanner measured"]
+
+    def _inversion_told(self) -> list[str]:
+        if self.header.photometric != "MONOCHROME1":
+            return []
+        return ["MONOCHROME1, where low values are bright: the values were inverted"]
+
+    @cached_property
+    def _distinct(self) -> list[Instance]:
+        """The images without identical copies: another file of the same header and the same pixels."""
+        seen: dict[Instance, Instance] = {}
+        distinct = []
+        for one in self.instances:
+            twin = seen.setdefault(_apart(one), one)
+            if twin is one or not _same_image(one, twin):
+                distinct.append(one)
+        return distinct
 
     def _slices(self) -> list[Instance]:
         """One instance per slice: enhanced files frame by frame."""
         slices: list[Instance] = []
-        for instance in self.instances:
+        for instance in self._distinct:
             if instance.frames > 1 or "Enhanced" in uid_name(instance.sop_class):
                 slices += frames_of(instance)
             else:
@@ -106,6 +154,22 @@ class Series:
         return [slices[index] for index in np.argsort(distances, kind="stable")]
 
 
+def _same_image(one: Instance, other: Instance) -> bool:
+    """Whether two files with equal headers are one image, in whatever compression."""
+    if Path(one.path).read_bytes() == Path(other.path).read_bytes():
+        return True
+    if one.position is None and one.sop_uid != other.sop_uid:
+        return False
+    if one.frames > 1 and list(map(_apart, frames_of(one))) != list(map(_apart, frames_of(other))):
+        return False
+    return all(map(np.array_equal, decode(one), decode(other)))
+
+
+def _apart(one: Instance) -> Instance:
+    """An image or frame apart from how its file is called and encoded."""
+    return replace(one, path="", sop_uid="", transfer_syntax="")
+
+
 def _grid(stack: Sequence[Instance]) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Shape and RAS affine of checked slices in order of the stack."""
     first, positions = stack[0], slice_positions(stack)
@@ -116,60 +180,3 @@ def _grid(stack: Sequence[Instance]) -> tuple[tuple[int, ...], NDArray[np.float6
     lps[:3, 2] = (positions[-1] - positions[0]) / (len(stack) - 1)
     lps[:3, 3] = positions[0]
     return (*(first.shape or ()), len(stack)), LPS_TO_RAS @ lps
-
-
-def _decode(instance: Instance) -> list[NDArray]:
-    """Frames of a file, each (rows, columns), rescaled; they share memory where nothing is to be rescaled."""
-    with pydicom_errors(instance):
-        data = pydicom.dcmread(instance.path, force=True)
-        if "TransferSyntaxUID" not in data.file_meta:
-            explicit = ExplicitVRLittleEndian if data.is_little_endian else ExplicitVRBigEndian
-            data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.is_implicit_VR else explicit
-        _check_size(data, instance)
-        columns, rows = instance.shape or (0, 0)
-        pixels = data.pixel_array
-        if pixels.size != instance.frames * rows * columns or pixels.dtype.kind not in "iuf":
-            found = f"{instance}: pixels {pixels.shape} of type {pixels.dtype}"
-            raise CaseError("unreadable file", found, f"{instance.frames} frames of {rows} x {columns} numbers")
-        frames = _stored_bits(pixels, data).reshape(instance.frames, rows, columns)
-        values: list[Dataset] = [data] * instance.frames
-        if data.get("PerFrameFunctionalGroupsSequence"):
-            groups = (functional_groups(data, index) for index in range(instance.frames))
-            values = [group("PixelValueTransformationSequence") for group in groups]
-        planes = [_rescaled(frame, value, instance) for frame, value in zip(frames, values, strict=True)]
-    if not all(np.isfinite(plane).all() for plane in planes):
-        raise CaseError("unreadable file", f"{instance}: values that are not finite", "finite numbers")
-    return planes
-
-
-def _check_size(data: Dataset, instance: Instance) -> None:
-    """Refuse sizes that the file cannot hold, before memory is taken for them."""
-    length = os.path.getsize(instance.path)
-    frames = integer_of(data, "NumberOfFrames") or 1
-    claimed = frames * data.Rows * data.Columns * data.SamplesPerPixel * data.BitsAllocated // 8
-    compressed = data.file_meta.TransferSyntaxUID.is_compressed
-    if claimed > (max(_DECOMPRESSED_BYTES * frames, _COMPRESSION * length) if compressed else length):
-        found = f"{instance}: {length} bytes, for {claimed} bytes of pixels"
-        raise CaseError("unreadable file", found, "a complete DICOM file")
-
-
-def _stored_bits(pixels: NDArray, data: Dataset) -> NDArray:
-    """Pixels without what old scanners keep in the bits that are not stored, such as overlays."""
-    unused = data.BitsAllocated - data.BitsStored
-    if pixels.dtype.kind == "f" or unused <= 0 or data.file_meta.TransferSyntaxUID.is_compressed:
-        return pixels
-    return (pixels << unused) >> unused  # keeps the sign of signed numbers
-
-
-def _rescaled(frame: NDArray, data: Dataset, instance: Instance) -> NDArray:
-    """Modality LUT or rescale slope and intercept applied: float32, or the stored numbers if there is nothing to do."""
-    if "ModalityLUTSequence" not in data:
-        slope = number_of(data, "RescaleSlope") if "RescaleSlope" in data else 1.0
-        intercept = number_of(data, "RescaleIntercept") if "RescaleIntercept" in data else 0.0
-        if not slope or intercept is None:
-            found = f"{instance}: slope {slope}, intercept {intercept}"
-            raise CaseError("rescale", found, "a slope that is not 0, an intercept")
-        if (slope, intercept) == (1.0, 0.0):
-            return frame
-        return (frame * slope + intercept).astype(np.float32)
-    return np.asarray(apply_modality_lut(frame, data), dtype=np.float32)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.uid import UID
 
 from scripts.data.dicom.headers import Instance, directions, slice_distances, slice_positions, uid_name
+from scripts.data.dicom.pixels import READABLE
 from scripts.data.volume import CaseError
 
 MIN_SLICES = 3
@@ -27,7 +26,7 @@ SAME_TOLERANCE = 1e-4  # numbers that should be one and the same in all slices
 SAME_POSITION = 0.01  # mm
 GAP_TOLERANCE = (0.01, 0.01)  # relative to the distance of slices, and mm; the larger holds
 SHEAR_TOLERANCE = 0.01  # mm per slice
-_ADVICE = "uncompressed pixels: convert the files with `gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT` first"
+_ADVICE = "no compression, JPEG, JPEG-LS, JPEG 2000 or RLE; ask the archive for Explicit VR Little Endian"
 
 
 def stack_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
@@ -54,20 +53,11 @@ def _pixel_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
             found = f"{one}: {one.samples} samples per pixel, {one.photometric}"
             yield CaseError("color image", found, "one gray value per pixel")
             break
-        if one.photometric == "MONOCHROME1":
-            found = f"{one}: MONOCHROME1 (low values are bright)"
-            yield CaseError("photometric interpretation", found, "MONOCHROME2, as MR images have")
-            break
     for one in slices:
-        if one.transfer_syntax and not _can_decode(one.transfer_syntax):
-            found = f"{one}: {uid_name(one.transfer_syntax)}, for which no decoder is installed"
+        if one.transfer_syntax and one.transfer_syntax not in READABLE:
+            found = f"{one}: {uid_name(one.transfer_syntax)}, for which there is no decoder here"
             yield CaseError("compressed", found, _ADVICE)
             break
-
-
-def _can_decode(transfer_syntax: str) -> bool:
-    handlers = [handler for handler in pydicom.config.pixel_data_handlers if handler.is_available()]
-    return any(handler.supports_transfer_syntax(UID(transfer_syntax, pydicom.config.IGNORE)) for handler in handlers)
 
 
 def _missing(slices: Sequence[Instance]) -> Iterator[CaseError]:
@@ -116,6 +106,8 @@ def _mixed(slices: Sequence[Instance], *, repeated: bool) -> Iterator[CaseError]
         "study_uid": "study",
         "frame_of_reference": "frame of reference",
     }
+    if slices[0].photometric == "MONOCHROME1":
+        names["rescale"] = "rescale of MONOCHROME1"  # values could not be inverted alike in all slices
     for attribute, name in (names if repeated else names | {"echo_time": "echo time"}).items():
         first = getattr(slices[0], attribute)
         other = next((one for one in slices if not _same(getattr(one, attribute), first)), None)
@@ -138,18 +130,19 @@ def _shown(value: Any) -> str:
 
 
 def _repeated(slices: Sequence[Instance]) -> Iterator[CaseError]:
-    """The same instance in two files, or positions most of which occur several times."""
+    """The same instance in two files, or positions most of which occur several times; copies are gone by now."""
     files: dict[tuple[str, int | None], Instance] = {}
     for one in slices:
         twin = files.setdefault((one.sop_uid, one.frame), one)
         if twin is not one:
-            found = f"the same instance in {twin.path} and {one.path}"
+            found = f"the same instance in {twin.path} and {one.path}, with different contents"
             yield CaseError("duplicate position", found, "one copy of every instance")
             return
     counts = Counter(map(tuple, np.round(slice_positions(slices), 2)))
     several = int(np.median(list(counts.values())))
     if several > 1:
         varying = {"time point": "time_point", "b-value": "b_value", "echo time": "echo_time"}
+        varying["compression with loss"] = "lossy"
         told = [name for name, attribute in varying.items() if len({getattr(one, attribute) for one in slices}) > 1]
         found = f"{len(slices)} slices at {len(counts)} positions, {several} at each"
         yield CaseError(

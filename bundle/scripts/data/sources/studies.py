@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from scripts.data.dicom.rtstruct import (
 from scripts.data.dicom.series import Series
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, refuse
+
+logger = logging.getLogger(__name__)
 
 # As the publishers say.
 KNOWN_INCOMPLETE = {"VS-SEG-168": "listed by its publishers as incomplete"}
@@ -141,6 +144,9 @@ def find_studies(
             errors = errors or [error.of(modality) for modality, one in chosen.items() for error in one.problems()]
             problems += [error.at(case) for error in errors]
             if not errors:
+                for modality, one in chosen.items():
+                    for sentence in one.warnings():
+                        logger.warning("%s: %s: %s", case, modality, sentence)
                 cases.append(StudyCase(case, patient, vs_seg_cohort(patient), chosen, sets))
     problems += [
         CaseError("unreadable file", message, "DICOM; download the file again", case=str(path))
@@ -168,6 +174,9 @@ def write_study(case: StudyCase, structure: Sequence[str] | None, with_label: bo
     facts = Facts()
     sets, unreadable = _structure_sets(case, facts)
     refuse([error.of(name) for name, series in case.series.items() for error in _lost_images(series, sets)])
+    for name, one in case.series.items():
+        facts.warnings += [f"{name}: {sentence}" for sentence in one.warnings()]
+        facts.shown.update({f"{name} {what}": text for what, text in one.facts().items()})
     frames = {series.header.frame_of_reference for series in case.series.values()}
     if len(frames) > 1:
         facts.shown["frames of reference"] = "differ between the series"
