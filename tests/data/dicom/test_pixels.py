@@ -12,7 +12,15 @@ import SimpleITK as sitk
 from made.dicom import make_affine, make_voxels, save, write_enhanced, write_series, write_small
 from made.outcomes import error_of, one_series
 from pydicom.encaps import encapsulate, generate_pixel_data_frame
-from pydicom.uid import MPEG2MPML, ExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/dicom"
 LOSSLESS = ("jpeg_lossless", "jpeg_lossless_sv1", "jpeg_lossless_12_bits", "jpeg_ls", "jpeg2000", "rle")
@@ -47,6 +55,18 @@ def test_lossless_compression_changes_nothing(name: str) -> None:
     assert (expected.min(), expected.max()) == ((-1000, 3095) if name in SIGNED else (0, 4095))
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+def test_uncompressed_pixels_in_another_order_of_bytes(tmp_path: Path, syntax: UID) -> None:
+    for path in (FIXTURES / "plain_signed").iterdir():
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID, data.is_implicit_VR = syntax, syntax.is_implicit_VR
+        data.is_little_endian = syntax.is_little_endian
+        if not syntax.is_little_endian:
+            data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
+        data.save_as(tmp_path / path.name, write_like_original=False)
+    np.testing.assert_array_equal(one_series(tmp_path).voxels(), one_series(FIXTURES / "plain_signed").voxels())
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_compression_is_read_and_told(name: str) -> None:
     source, syntax, largest, mean = LOSSY[name]
@@ -58,6 +78,7 @@ def test_lossy_compression_is_read_and_told(name: str) -> None:
     assert 0 < distance.max() <= largest and distance.mean() <= mean
 
 
+@pytest.mark.filterwarnings("ignore:The .0028,0101. 'Bits Stored' value")
 @pytest.mark.parametrize("name", ["jpeg_baseline", "jpeg2000_lossy", "jpeg2000"])
 def test_another_decoder_finds_the_same(name: str) -> None:
     series = one_series(FIXTURES / name)

@@ -85,6 +85,34 @@ def test_nifti_problems(tmp_path):
     assert "p__twice_T2a.nii.gz and" in problems[3].found
 
 
+def test_time_points_of_patients(tmp_path):
+    """Names as those of Vestibular-Schwannoma-MC-RC-2: two patients were scanned on one day."""
+    for patient, date in (("VS_1", "1991-04-28"), ("VS_1", "1993-06-01"), ("VS_2", "1991-04-28")):
+        touch_case(tmp_path, f"{patient}_{date}", ("_T1", "_T1C", "_T1C_seg"))
+    patterns = {"ceT1": "{patient}_{case}_T1C.nii.gz", "label": "{patient}_{case}_T1C_seg.nii.gz"}
+    cases, problems = find_nifti(tmp_path, patterns)
+    assert not problems
+    assert [(case.case, case.patient) for case in cases] == [
+        ("1993-06-01", "VS_1"),
+        ("VS_1_1991-04-28", "VS_1"),
+        ("VS_2_1991-04-28", "VS_2"),
+    ]
+    assert {case.label.path.name for case in cases} == {path.name for path in tmp_path.glob("*_seg.nii.gz")}
+    assert {case.images["ceT1"].path.name for case in cases} == {path.name for path in tmp_path.glob("*_T1C.nii.gz")}
+
+
+@pytest.mark.parametrize("label", ["{patient}/{case}_seg.nii.gz", "labels/{case}_seg.nii.gz"])
+def test_a_label_that_names_no_patient_goes_to_none(tmp_path, label):
+    for patient in "pq":
+        touch_case(tmp_path / patient, "2019", ("_T2", "_seg"))
+    touch_case(tmp_path / "labels", "2019", ("_seg",))
+    cases, problems = find_nifti(tmp_path, {"T2": "{patient}/{case}_T2.nii.gz", "label": label})
+    assert [case.case for case in cases] == ["p_2019", "q_2019"]
+    whose = {"p_2019", "q_2019"} if "patient" in label else set()
+    assert {case.case for case in cases if case.label is not None} == whose
+    assert {(p.case, p.check) for p in problems} == {("labels_2019" if whose else "2019", "missing file")}
+
+
 @pytest.mark.parametrize(
     ("patterns", "values", "message"),
     [

@@ -50,7 +50,8 @@ def find_nifti(
     A pattern is a path relative to the folder. `{case}`, and where wanted `{patient}` and `{cohort}`, stand for a
     piece of one part of the path, the same wherever the name is repeated; `*` for any characters of one part, `?` for
     one character. Only `.nii` and `.nii.gz` files are looked at, and none whose name, or folder's name, begins with a
-    dot. A case id must belong to one case in the whole folder. Without `{patient}` every case is a patient of its
+    dot. A case id, such as a time point, that several patients have each with a file for the same modality is told
+    apart by `<patient>_` before it. Without `{patient}` every case is a patient of its
     own, without `{cohort}` all are of one.
 
     Args:
@@ -73,16 +74,20 @@ def find_nifti(
     present = [path.relative_to(folder).as_posix() for path in files_below(folder) if _is_nifti(path, folder)]
     files: dict[str, dict[str, list[Path]]] = {}
     facts: dict[str, dict[str, set[str]]] = {}
+    found_all: list[tuple[str, re.Match[str]]] = []
     for name, expression in compiled.items():
         matches = [match for match in map(expression.fullmatch, present) if match is not None]
         if not matches:
             shown = ", ".join(islice(present, 5)) or "no NIfTI file"
             raise ValueError(f"{folder}: no file matches {name}={patterns[name]!r}; there are {shown}")
-        for match in matches:
-            case = match["case"]
-            files.setdefault(case, {}).setdefault(name, []).append(folder / match[0])
-            for key, value in match.groupdict().items():
-                facts.setdefault(case, {}).setdefault(key, set()).add(value)
+        found_all += [(name, match) for match in matches]
+    shared = _shared_ids(found_all)
+    for name, match in found_all:
+        said = match.groupdict()
+        case = f"{said['patient']}_{said['case']}" if said["case"] in shared and "patient" in said else said["case"]
+        files.setdefault(case, {}).setdefault(name, []).append(folder / match[0])
+        for key, value in said.items():
+            facts.setdefault(case, {}).setdefault(key, set()).add(value)
     cases, problems = [], []
     for case, found in sorted(files.items()):
         problem = _pattern_problem(found, facts[case])
@@ -94,6 +99,14 @@ def find_nifti(
         (patient,), (cohort,) = facts[case].get("patient", {case}), facts[case].get("cohort", {"NIfTI"})
         cases.append(NiftiCase(case, patient, cohort, volumes, label, None if label is None else values))
     return cases, problems
+
+
+def _shared_ids(found: Sequence[tuple[str, re.Match[str]]]) -> set[str]:
+    """Case ids that several patients have, each with a file of its own for one modality."""
+    patients: dict[tuple[str, str], set[str | None]] = {}
+    for name, match in found:
+        patients.setdefault((name, match["case"]), set()).add(match.groupdict().get("patient"))
+    return {case for (_, case), owners in patients.items() if len(owners) > 1}
 
 
 def _pattern(name: str, pattern: str) -> re.Pattern[str]:
