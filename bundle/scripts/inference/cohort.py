@@ -213,6 +213,8 @@ class Cohort:
         self._inputs = []  # not those of the case before, if these cannot be read
         if case.problem is not None:
             raise ValueError(case.problem)
+        if broken := [path for path in case.files if path.is_symlink() and not path.exists()]:
+            raise FileNotFoundError(f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: fetch it.")
         self._inputs = [
             {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in case.files
         ]
