@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.files import sha256, whole_file
+from scripts.files import files_below, sha256, whole_file
 
 
 def test_a_new_file_is_hidden_until_the_block_ends(tmp_path):
@@ -59,3 +59,15 @@ def test_the_sha256_is_that_of_the_content(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+
+
+def test_files_below_follows_links_once_and_passes_over_what_is_hidden(tmp_path):
+    for name in ("in/b/2.txt", "in/a/1.txt", "in/.hidden/3.txt", "in/.4.txt", "out/5.txt", "out/deep/6.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"in/z": "out", "in/again": "out", "in/a/up": "in", "in/0": "in/b", "out/back": "in"}
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    (tmp_path / "in/gone").symlink_to("nowhere")
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in files_below(tmp_path / "in")]
+    assert found == ["a/1.txt", "again/5.txt", "again/deep/6.txt", "b/2.txt", "gone"]

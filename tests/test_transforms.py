@@ -515,6 +515,28 @@ def test_one_file_of_a_case_brings_its_siblings(tmp_path: Path, opened: str) -> 
         FindSiblingsd("image", task="glioma")({"image": str(tmp_path / "b_T1.nii.gz")})
 
 
+@pytest.mark.parametrize("name", ["sub-01_T1w", "p1_flair", "p1_0000", "p1_mask"])
+def test_a_file_that_is_called_otherwise_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.nii.gz is named as"):
+        FindSiblingsd("image", task="vs")({"image": f"x/{name}.nii.gz"})
+    given = {"image": "x/p1_0000.nii.gz"}
+    assert FindSiblingsd("image", task="vs", names={"T2": "_0000"})(given) == given
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 7), (6, 7, 2), (6, 1, 1)])
+def test_one_or_two_slices_are_refused(shape: tuple[int, ...]) -> None:
+    image = MetaTensor(torch.rand(1, *shape))
+    with pytest.raises(ValueError, match=r"image of case 7 has . x . x . voxels: expected at least 3 slices of a head"):
+        OrientToWorkingGridd("image")({"case": "7", "image": image})
+
+
+def test_one_scan_for_two_modalities_is_refused() -> None:
+    image = MetaTensor(torch.rand(3, 5, 6, 7))
+    image[2] = image[0]
+    with pytest.raises(ValueError, match="channels 0 and 2 of image of case 7 are the same scan"):
+        OrientToWorkingGridd("image")({"case": "7", "image": image})
+
+
 def test_lists_and_tasks_of_one_source_stay_as_they_are() -> None:
     given = ["x/a.nii.gz", "y/b.nii.gz", "z/c.nii.gz"]
     assert FindSiblingsd("image", task="glioma")({"image": given})["image"] == given

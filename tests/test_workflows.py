@@ -316,14 +316,27 @@ def test_inference_agrees_in_three_orientations(
         assert difference.max() <= SYNTHETIC_TOLERANCE, code
 
 
-def test_one_slice_is_segmented_on_its_own_grid(
-    run_workflow: Run, vs_data: Path, untrained: Path, tmp_path: Path
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_one_or_two_slices_are_no_head(
+    run_workflow: Run,
+    messages_of: Callable[[BaseException], str],
+    vs_data: Path,
+    untrained: Path,
+    tmp_path: Path,
+    slices: int,
 ) -> None:
     source = nib.load(load_datalist(vs_data / "datalist.json", "validation")[0]["image"][0])
     (tmp_path / "in").mkdir()
-    nib.save(source.slicer[:, :, 5:6], tmp_path / "in" / "slice_T2.nii.gz")
-    run_workflow(INFER, scans(tmp_path / "in", tmp_path / "out", untrained), kind="infer")
-    assert nib.load(tmp_path / "out" / "slice" / "slice_pred.nii.gz").shape == (*source.shape[:2], 1)
+    nib.save(source.slicer[:, :, 5 : 5 + slices], tmp_path / "in" / "slice_T2.nii.gz")
+    given = scans(tmp_path / "in", tmp_path / "out", untrained)
+    if slices == 3:
+        run_workflow(INFER, given, kind="infer")
+        assert nib.load(tmp_path / "out" / "slice" / "slice_pred.nii.gz").shape == (*source.shape[:2], 3)
+        return
+    with pytest.raises(Exception) as raised:
+        run_workflow(INFER, given, kind="infer")
+    assert f"x {slices} voxels: expected at least 3 slices of a head" in messages_of(raised.value)
+    assert not (tmp_path / "out" / "slice" / "slice_pred.nii.gz").exists()
 
 
 def test_resume_goes_on_where_a_run_stopped(run_workflow: Run, vs_data: Path, perceptor: Path, tmp_path: Path) -> None:

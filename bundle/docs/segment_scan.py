@@ -42,7 +42,7 @@ class Segmenter:
         self.preprocessing, self.postprocessing = workflow.preprocessing, workflow.postprocessing
         self.inferer, self.device = workflow.inferer, workflow.device
         self.network = load_weights(workflow.network_def.to(self.device), path=content("checkpoint_path"))
-        self.cases = lambda path: find_inputs(path, content("task"))
+        self.cases = lambda path: find_inputs(path, content("task"), names=content("names"))
 
     @torch.no_grad()
     def __call__(self, case: dict) -> dict:

@@ -1,11 +1,41 @@
-"""Files: written in one step, so that a reader sees the old one or the new one, never a part; and their SHA-256."""
+"""Files: those below a folder; written in one step, so that nobody sees a part of one; and their SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def files_below(folder: Path, *, failed: Callable[[OSError], None] | None = None) -> list[Path]:
+    """All files at any depth, sorted, so that results do not depend on the file system; links to nothing among them.
+
+    Links to folders are followed, but no folder is entered twice: a folder's own place goes before links to it. Hidden
+    files and folders are passed over.
+
+    Args:
+        folder: where to begin.
+        failed: told of folders that cannot be listed.
+    """
+    found: list[Path] = []
+    entered: set[str] = set()
+    todo = [os.fspath(folder)]
+    while todo:  # all that is below a folder by its own place, then what the links in it lead to
+        links: list[str] = []
+        for top in todo:
+            for parent, folders, names in os.walk(top, onerror=failed):
+                real = os.path.realpath(parent)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                links += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+                found += [Path(parent, name) for name in names if not name.startswith(".")]
+        todo = links
+    return sorted(found)
 
 
 @contextmanager

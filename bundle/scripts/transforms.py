@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 
 from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS
-from scripts.data.inputs import find_inputs
+from scripts.data.inputs import find_inputs, refuse_name
 from scripts.data.plausibility import foreground
 from scripts.data.volume import corner_distance
 from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
 from scripts.networks.unet2d5 import BACKGROUND
 
 PERCENTILES = (0.5, 99.5)
+LEAST_SLICES = 3  # of a head, along any axis: fewer have no depth to segment in
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
 
@@ -38,22 +40,26 @@ class FindSiblingsd(MapTransform):
     """Finds the other scans of a case where one of them is given, for whoever has one file a case, as MONAI Label.
 
     A path of a task with several source modalities becomes the list of them, by name: see `data.inputs.find_inputs`,
-    also for its errors. Lists, and tasks with one source modality, stay as they are.
+    also for its errors. Lists stay as they are; so does the path of a task with one source modality, unless its name
+    says that it is something else.
 
     Args:
         keys: entries with a path or a list of paths.
         task: a name in `data.datalist.TASKS`.
+        names: modality to how its names end, as the user says.
     """
 
-    def __init__(self, keys: KeysCollection, *, task: str) -> None:
+    def __init__(self, keys: KeysCollection, *, task: str, names: Mapping[str, str] | None = None) -> None:
         super().__init__(keys)
-        self.task = task
+        self.task, self.names = task, names
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            if isinstance(d[key], str | Path) and len(TASKS[self.task].image) > 1:
-                d[key] = find_inputs(d[key], self.task)[0]["image"]
+            if isinstance(d[key], str | Path):
+                refuse_name(d[key], self.task, self.names)
+                if len(TASKS[self.task].image) > 1:
+                    d[key] = find_inputs(d[key], self.task, names=self.names)[0]["image"]
         return d
 
 
@@ -141,6 +147,9 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
     Args:
         keys: entries to reorient, MetaTensors (C, X, Y, Z) of one common grid.
         allow_missing_keys: whether a missing key is passed over.
+
+    Raises:
+        ValueError: no 3-D volume, fewer than three slices, or two channels that are the same scan.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -152,6 +161,17 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
                     f"{key} of {name_of(d)} has shape {tuple(image.shape)}: expected a 3-D volume, "
                     "channel first (C, X, Y, Z)."
                 )
+            if min(image.shape[1:]) < LEAST_SLICES:
+                raise ValueError(
+                    f"{key} of {name_of(d)} has {' x '.join(map(str, image.shape[1:]))} voxels: expected at least "
+                    f"{LEAST_SLICES} slices of a head; give the whole volume."
+                )
+            for first, second in combinations(range(len(image)), 2):
+                if torch.equal(image[first], image[second]):
+                    raise ValueError(
+                        f"channels {first} and {second} of {key} of {name_of(d)} are the same scan: expected one scan "
+                        "of each modality; a file was copied or named wrongly."
+                    )
             codes = working_axcodes(image.affine.cpu().numpy())
             d[key] = _shared_trace(Orientation(axcodes=codes, labels=None)(image))
         return d

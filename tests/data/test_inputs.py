@@ -1,6 +1,6 @@
 """Tests of scripts.data.inputs: which files of a folder are a case to segment, and what is refused.
 
-Nothing is read here, so files are empty. Inference itself is tested in test_workflows.py.
+Nothing is read here, so files are empty. Spellings are in test_names.py, inference itself in test_workflows.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.inputs import find_inputs, split_name
+from scripts.data.inputs import find_inputs, refuse_name
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -22,36 +22,16 @@ def entry(case: str, *files: Path) -> dict[str, object]:
     return {"case": case, "image": [str(file.resolve()) for file in files]}
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("p1_T2.nii.gz", ("p1", "T2")),
-        ("p1_ceT1.nii", ("p1", "ceT1")),
-        ("a_b_FLAIR.nii.gz", ("a_b", "FLAIR")),
-        ("scan.nii.gz", ("scan", None)),
-        ("p1_t2.nii.gz", ("p1_t2", None)),  # modalities are written as in the task table
-        ("_T2.nii.gz", ("_T2", None)),
-        ("T2.nii.gz", ("T2", None)),
-        ("p1.2_T1.nii.gz", ("p1.2", "T1")),
-        ("p1_T2.mha", ("", None)),
-        ("notes.txt", ("", None)),
-    ],
-)
-def test_split_name(name: str, expected: tuple[str, str | None]) -> None:
-    assert split_name(Path("folder") / name) == expected
-
-
-@pytest.mark.parametrize("name", ["p1_T2.nii.gz", "p1_T2.nii", "p1.nii.gz"])
+@pytest.mark.parametrize("name", ["p1_T2.nii.gz", "p1_T2.nii", "p1.nii.gz", "p1_hrT2.NII.GZ", "p1-t2w.nii"])
 def test_a_file_is_a_case(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name, "p2_T2.nii.gz", "p1_ceT1.nii.gz")
     assert find_inputs(tmp_path / name, "vs") == [entry("p1", tmp_path / name)]
 
 
 def test_a_folder_is_searched_with_its_subfolders_and_sorted(tmp_path: Path) -> None:
-    touch(tmp_path, "z_T2.nii.gz", "2024/a/b_T2.nii", "2024/plain.nii.gz", "notes.txt", "2024/a/b_ceT1.nii.gz")
+    touch(tmp_path, "z_T2.nii.gz", "2024/a/b_T2.nii", "notes.txt", "2024/a/b_ceT1.nii.gz")
     assert find_inputs(tmp_path, "vs") == [
         entry("b", tmp_path / "2024/a/b_T2.nii"),
-        entry("plain", tmp_path / "2024/plain.nii.gz"),
         entry("z", tmp_path / "z_T2.nii.gz"),
     ]
 
@@ -96,7 +76,88 @@ def test_a_missing_sibling_is_listed_where_that_is_asked_for(tmp_path: Path) -> 
 def test_a_link_to_nothing_is_a_case(tmp_path: Path) -> None:
     """Its loading fails; passed over, the case would be missed in silence."""
     (tmp_path / "p1_T2.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
-    assert find_inputs(tmp_path, "vs") == [entry("p1", tmp_path / "gone.nii.gz")]
+    assert find_inputs(tmp_path, "vs") == [{"case": "p1", "image": [str(tmp_path / "p1_T2.nii.gz")]}]
+
+
+@pytest.mark.parametrize("given", ["", "p1_T2.nii.gz"])
+def test_a_link_to_a_blob_goes_by_its_own_name(tmp_path: Path, given: str) -> None:
+    """As Hugging Face's cache and DVC keep files."""
+    touch(tmp_path, "blobs/0ab1", "snapshot/notes.txt")
+    (tmp_path / "snapshot/p1_T2.nii.gz").symlink_to("../blobs/0ab1")
+    expected = [{"case": "p1", "image": [str(tmp_path / "snapshot/p1_T2.nii.gz")]}]
+    assert find_inputs(tmp_path / "snapshot" / given, "vs") == expected
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path, "archive/pB/pB_T2.nii.gz", "scans/pA/pA_T2.nii.gz")
+    for link, target in (("pB", "../archive/pB"), ("again", "../archive/pB"), ("pA/up", "..")):
+        (tmp_path / "scans" / link).symlink_to(target if link != "pA/up" else tmp_path)
+    found = find_inputs(tmp_path / "scans", "vs")
+    assert [case["case"] for case in found] == ["pA", "pB"]
+    assert found[1]["image"] == [str(tmp_path / "scans/again/pB_T2.nii.gz")]
+
+
+def test_a_name_without_a_case_goes_by_its_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/T2.nii.gz", "p2/T2.nii.gz", "p3/scans/t2.nii")
+    assert [case["case"] for case in find_inputs(tmp_path, "vs")] == ["p1", "p2", "p3_scans"]
+    assert find_inputs(tmp_path / "p1/T2.nii.gz", "vs") == [entry("p1", tmp_path / "p1/T2.nii.gz")]
+
+
+@pytest.mark.parametrize("given", ["", "p1/T1w.nii.gz"])
+def test_siblings_are_known_by_any_spelling(tmp_path: Path, given: str) -> None:
+    names = ("T1w", "ce-gadolinium_T1w", "T2w")
+    touch(tmp_path, *(f"p1/{name}.nii.gz" for name in names), "p1/t2f.nii.gz", "p1/mask.nii.gz")
+    assert find_inputs(tmp_path / given, "glioma") == [entry("p1", *(tmp_path / f"p1/{n}.nii.gz" for n in names))]
+
+
+def test_one_name_in_two_folders_is_two_cases(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/t2_tse.nii.gz", "p2/t2_tse.nii.gz", "other_T2.nii.gz")
+    assert [case["case"] for case in find_inputs(tmp_path, "vs")] == ["other", "p1_tse", "p2_tse"]
+
+
+OTHERS = (
+    "sub-01_T1w",
+    "sub-01_ce-gadolinium_T1w",
+    "p1_t1ce",
+    "p1_flair",
+    "sub-01_desc-brain_mask",
+    "p1_0000",
+    "p1_T2_seg",
+)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "crossmoda_1_Label", "t2_tirm_tra_dark-fluid"])
+def test_what_is_called_otherwise_is_refused_alone(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, f"{name}.nii.gz", "p1_T2.nii.gz")
+    with pytest.raises(ValueError, match=rf"{name}\.nii\.gz is named as .*, but task vs starts from T2.*--names"):
+        find_inputs(tmp_path / f"{name}.nii.gz", "vs")
+    with pytest.raises(ValueError, match="is named as"):
+        refuse_name(tmp_path / f"{name}.nii.gz", "vs")
+
+
+def test_what_is_called_otherwise_is_passed_over_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, *(f"{name}.nii.gz" for name in OTHERS), "p9_T2.nii.gz", "scan.nii.gz", "p2_T2.nrrd")
+    with caplog.at_level("INFO"):
+        assert find_inputs(tmp_path, "vs") == [entry("p9", tmp_path / "p9_T2.nii.gz")]
+    (said,) = [record.message for record in caplog.records]
+    assert said == (
+        f"9 files passed over in {tmp_path}: 1 FLAIR (p1_flair.nii.gz); 1 T1 (sub-01_T1w.nii.gz); 2 a mask, label map "
+        "or output (p1_T2_seg.nii.gz, sub-01_desc-brain_mask.nii.gz); 2 ceT1 (p1_t1ce.nii.gz, "
+        "sub-01_ce-gadolinium_T1w.nii.gz); 1 channel 0000 of several (nnU-Net) (p1_0000.nii.gz); 1 names that do not "
+        "say which modality they are (scan.nii.gz); 1 no NIfTI (p2_T2.nrrd)"
+    )
+
+
+def test_the_user_says_how_names_end(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p1_000{index}.nii.gz" for index in range(4)), "p2.nii.gz", "p2_mask.nii.gz")
+    assert find_inputs(tmp_path, "vs", names={"T2": "_0003"}) == [entry("p1", tmp_path / "p1_0003.nii.gz")]
+    assert find_inputs(tmp_path, "vs", names={"T2": ""}) == [entry("p2", tmp_path / "p2.nii.gz")]
+    glioma = {"T1": "_0001", "ceT1": "_0002", "T2": "_0003"}
+    files = [tmp_path / f"p1_000{index}.nii.gz" for index in (1, 2, 3)]
+    for given in (tmp_path, files[1]):
+        assert find_inputs(given, "glioma", names=glioma) == [entry("p1", *files)]
+    with pytest.raises(ValueError, match="names has FLAIR: expected T2"):
+        find_inputs(tmp_path, "vs", names={"FLAIR": "_0000"})
 
 
 def test_modalities_of_one_case_in_two_folders_are_not_mixed(tmp_path: Path) -> None:
@@ -112,11 +173,15 @@ def test_a_file_of_another_modality_is_refused(tmp_path: Path) -> None:
         find_inputs(tmp_path / "p1_FLAIR.nii.gz", "vs")
 
 
-@pytest.mark.parametrize("other", ["p1_T2.nii", "p1.nii.gz", "again/p1_T2.nii.gz"])
+@pytest.mark.parametrize("other", ["p1_T2.nii", "p1-t2.nii.gz", "p1_T2.NII.GZ"])
 def test_two_files_for_one_modality_are_refused(tmp_path: Path, other: str) -> None:
     touch(tmp_path, "p1_T2.nii.gz", other)
     with pytest.raises(ValueError, match=r"case p1 has two T2 files, .*: keep one"):
         find_inputs(tmp_path, "vs")
+    touch(tmp_path, "p2_T2.nii.gz")
+    doubled, whole = find_inputs(tmp_path, "vs", keep_incomplete=True)
+    assert str(doubled["problem"]).startswith("case p1 has two T2 files") and len(doubled["image"]) == 2  # type: ignore
+    assert whole == entry("p2", tmp_path / "p2_T2.nii.gz")
 
 
 @pytest.mark.parametrize("names", [(), ("notes.txt",), ("p1_ceT1.nii.gz",), ("p1_pred.nii.gz", "p1_label.nii.gz")])
@@ -144,8 +209,8 @@ def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
 
 def test_masks_and_outputs_are_passed_over(tmp_path: Path) -> None:
     outputs = ("label", "seg", "pred", "synthetic", "error", "coarse")
-    touch(tmp_path, "p1.nii.gz", *(f"p1/p1_{name}.nii.gz" for name in outputs), "p1_seg.nii")
-    assert find_inputs(tmp_path, "vs") == [entry("p1", tmp_path / "p1.nii.gz")]
+    touch(tmp_path, "p1_T2.nii.gz", *(f"p1/p1_{name}.nii.gz" for name in outputs), "p1_seg.nii")
+    assert find_inputs(tmp_path, "vs") == [entry("p1", tmp_path / "p1_T2.nii.gz")]
 
 
 @pytest.mark.parametrize("case", ["left ear", "p[1]", "p1 (2) *", "père #3"])

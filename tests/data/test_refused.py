@@ -256,7 +256,7 @@ def mask_of(folder: Path, name: str = "VS-SEG-001") -> tuple[float, NDArray[np.f
 def prepare_drawn(folder: Path, structures: Mapping[str, Sequence[NDArray]], affine: NDArray, **arguments) -> None:
     """A patient with these structures through `prepare vs_seg`."""
     image = blob(affine)
-    download(folder / "in", images=(image, image), affine=affine, structures=structures, **arguments)
+    download(folder / "in", images=(image, image + 1), affine=affine, structures=structures, **arguments)
     assert prepared("vs_seg", folder) == (0, [])
 
 
@@ -311,7 +311,7 @@ def test_two_tumors_are_one_mask(tmp_path):
 def test_names_in_any_script(tmp_path, patient, name):
     affine = make_affine((0.5, 0.5, 1.5))
     contours = ball_contours(center_lps(affine), 10.0, range(22), affine)
-    images = blob(affine), blob(affine)
+    images = blob(affine), blob(affine) + 1
     download(tmp_path / "in", patient=patient, images=images, affine=affine, structures={"TV": contours}, tfm=None)
     assert prepared("vs_seg", tmp_path) == (0, [])
     (entry,) = load_datalist(tmp_path / "out/datalist.json", "training")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import functools
+import gzip
 import json
 import multiprocessing
 import os
 import signal
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,10 +27,11 @@ from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
+from nibabel.spatialimages import HeaderDataError
 from torch import Tensor, nn
 
 from scripts.data.inputs import find_inputs
-from scripts.inference.cohort import VOLUME_COLUMNS, Cohort
+from scripts.inference.cohort import NAME_BYTES, VOLUME_COLUMNS, Cohort
 from scripts.transforms import LoadScansd, NormalizeForegroundd
 
 SHAPE = (8, 6, 4)
@@ -201,7 +205,7 @@ def test_bad_scans_are_listed_and_the_others_done(data: Path, output: Path, capl
     errors = {record.message for record in caplog.records if record.levelname == "ERROR"}
     for row in failed:
         assert said[row["case"]] in row["error"]
-        assert row["files"] == str((data / f"{row['case']}_T2.nii.gz").resolve())
+        assert row["files"] == str(data / f"{row['case']}_T2.nii.gz")
         assert any(row["error"] in message for message in errors)
 
 
@@ -221,8 +225,21 @@ def test_one_bad_scan_is_the_error(tmp_path: Path, output: Path) -> None:
         run(tmp_path / "data", output)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("too large"), torch.OutOfMemoryError("too large"), ValueError("x")])
-def test_an_error_of_the_inferer_fails_its_case_alone(data: Path, output: Path, error: Exception) -> None:
+CASE_ERRORS = [
+    (RuntimeError("too large"), "too large"),
+    (torch.OutOfMemoryError("too large"), "too large"),
+    (ValueError("x"), "x"),
+    (TypeError("a bug"), "TypeError: a bug"),
+    (KeyError("y"), "KeyError: 'y'"),
+    (NotImplementedError("complex"), "complex"),
+    (MemoryError(), "MemoryError"),
+    (HeaderDataError("no intercept"), "HeaderDataError: no intercept"),
+    (OSError(errno.ENAMETOOLONG, "File name too long"), r"\[Errno 36\] File name too long"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), CASE_ERRORS, ids=lambda value: type(value).__name__)
+def test_an_error_of_the_inferer_fails_its_case_alone(data: Path, output: Path, error: Exception, said: str) -> None:
     done = []
 
     def inferer(inputs: Tensor, network: nn.Module) -> Tensor:
@@ -231,24 +248,71 @@ def test_an_error_of_the_inferer_fails_its_case_alone(data: Path, output: Path, 
             raise error
         return network(inputs)
 
-    with pytest.raises(RuntimeError, match=f"1 of 3 cases failed.*The first, b: {error}"):
+    with pytest.raises(RuntimeError, match=f"1 of 3 cases failed.*The first, b: {said}$"):
         run(data, output, inferer=inferer)
     assert len(done) == 3 and done_cases(output) == ["a", "c"]
 
 
 @pytest.mark.parametrize(
     "error",
-    [TypeError("a bug"), NotImplementedError("a bug"), torch.AcceleratorError("lost"), OSError(28, "disk is full")],
-    ids=lambda error: type(error).__name__,
+    [
+        torch.AcceleratorError("lost"),
+        OSError(errno.ENOSPC, "disk is full"),
+        OSError(errno.EMFILE, "too many open files"),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
 )
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("where", ["inferer", "transform"])
-def test_what_no_scan_is_to_blame_for_ends_the_run(data: Path, output: Path, error: Exception, where: str) -> None:
+def test_what_every_case_would_meet_ends_the_run(
+    data: Path, output: Path, error: BaseException, wrapped: bool, where: str
+) -> None:
     def fail(*args: Any) -> Any:
+        if wrapped:
+            raise ValueError("a_T2.nii.gz cannot be read") from error
         raise error
 
-    with pytest.raises((type(error), RuntimeError), match=r"a bug|lost|disk is full|applying transform"):
+    with pytest.raises((type(error), ValueError, RuntimeError), match=r"lost|full|open files|^$|cannot be|applying"):
         run(data, output, **({"inferer": fail} if where == "inferer" else {"before": [fail]}))
     assert not list(output.rglob("*.json")) and not (output / "failed.csv").exists()
+
+
+@pytest.mark.parametrize("letters", [200, 201, 236])
+def test_a_name_that_is_too_long_fails_its_case_alone(data: Path, output: Path, letters: int) -> None:
+    name = "n" * letters
+    write_scan(data / f"{name}_T2.nii.gz", 40)
+    if letters <= NAME_BYTES:
+        run(data, output)
+        assert done_cases(output) == ["a", "b", "c", name]
+        return
+    with pytest.raises(RuntimeError, match=f"1 of 4.*: the case's name has {letters} bytes, expected at most 200: ren"):
+        run(data, output)
+    assert done_cases(output) == ["a", "b", "c"]
+    assert table(output / "failed.csv")[0]["case"] == name
+
+
+def test_nii_beside_nii_gz_fails_its_case_alone(data: Path, output: Path) -> None:
+    write_scan(data / "b_T2.nii", 20)
+    with pytest.raises(RuntimeError, match=r"1 of 3 cases failed.*The first, b: case b has two T2 files, .*: keep one"):
+        run(data, output)
+    assert done_cases(output) == ["a", "c"]
+
+
+def test_files_that_no_reader_takes_fail_alone(data: Path, output: Path) -> None:
+    """Colors, complex numbers, and an intercept that is none."""
+    scan = np.asarray(nib.load(data / "a_T2.nii.gz").dataobj)
+    color = np.stack([scan.astype(np.uint8)] * 3, -1).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    for name, voxels in (("bad1", color), ("bad2", scan.astype(np.complex64))):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), data / f"{name}_T2.nii.gz")
+    raw = bytearray(gzip.decompress((data / "a_T2.nii.gz").read_bytes()))
+    struct.pack_into("<2f", raw, 112, 1, float("nan"))  # slope and intercept
+    (data / "bad3_T2.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(RuntimeError, match="of 6 cases failed"):
+        run(data, output)
+    failed = {row["case"] for row in table(output / "failed.csv")}
+    assert {"bad1", "bad3"} <= failed <= {"bad1", "bad2", "bad3"}
+    assert done_cases(output) == sorted({"a", "b", "c", "bad1", "bad2", "bad3"} - failed)
 
 
 def test_an_earlier_result_of_a_case_that_fails_now_is_removed(data: Path, output: Path) -> None:

@@ -114,6 +114,12 @@ def _cases() -> list[Refused]:
             "missing series | anonymized: no SeriesDescription, no telling folder | 'a', 'b' | 't2_'", "vs_seg", unnamed
         ),
         refused(
+            "missing series | a FLAIR called T2 | 't2_tirm_tra_dark-fluid' | not FLAIR, dark-fluid, TIRM or STIR",
+            "dicom",
+            lambda root: t2_series(root, description="t2_tirm_tra_dark-fluid"),
+            ("--series", "T2=t2"),
+        ),
+        refused(
             "different studies | ceT1 of seven years later | T2 of 2012-05-01, ceT1 of 2019-05-01 | 31 days",
             "vs_seg",
             years_apart,
@@ -360,6 +366,12 @@ def _cases() -> list[Refused]:
             lambda root: [nifti(root, case) for case in ("first", "VS-SEG-001", "second")],
             PATTERNS,
             "first",
+        ),
+        refused(
+            "same image | T2 copied in place of ceT1 | T2 and ceT1 have the same voxels | one image per modality",
+            "nifti",
+            functools.partial(nifti, ceT1=t2),
+            PATTERNS,
         ),
         in_brats("cohort | a meningioma | BraTS-MEN | BraTS-GLI or BraTS-SSA", case="BraTS-MEN-00001-000"),
         refused(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,7 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     found = [image_problem(name, image) for name, image in voxels.items()]
     found += [] if mask is None else [mask_problem(mask)]
     refuse([problem for problem in found if problem is not None])
+    refuse(_same_images(voxels))
     errors = _modality_problems(voxels, outcome)
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
@@ -284,6 +286,15 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
             expected = "a mask of the tumor; --keep-empty accepts cases without one"
             errors.append(CaseError("empty mask", "a mask without a voxel", expected))
     refuse(errors)
+
+
+def _same_images(voxels: Mapping[str, NDArray]) -> list[CaseError]:
+    """Modalities of a case that are the same voxels: a file was copied or named wrongly."""
+    return [
+        CaseError("same image", f"{first} and {second} have the same voxels", "one image per modality")
+        for first, second in combinations(voxels, 2)
+        if np.array_equal(voxels[first], voxels[second])
+    ]
 
 
 def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[CaseError]:

@@ -126,7 +126,7 @@ def _copy(volume: NiftiVolume, path: Path) -> None:
     image = volume.open()
     if volume.channel is None:
         with volume.path.open("rb") as source, path.open("wb") as target:
-            if volume.path.name.endswith(".gz"):
+            if volume.path.name.lower().endswith(".gz"):
                 shutil.copyfileobj(source, target)
             else:
                 with gzip.GzipFile(filename="", mode="wb", fileobj=target, mtime=0) as compressed:

@@ -7,6 +7,7 @@ whatever else lies there. The tables are made from the records.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from ignite.engine import Engine, Events
 from monai.data import Dataset, list_data_collate
 from monai.utils import ensure_tuple
 
+from scripts.data.names import stem_of
 from scripts.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
@@ -34,9 +36,9 @@ VOLUME_COLUMNS = (
 FAILED_COLUMNS = ("case", "files", "error")
 METADATA = Path(__file__).parents[2] / "configs" / "metadata.json"
 
-SCAN_ERRORS = (ValueError, OSError, EOFError, RuntimeError, MemoryError)  # what a bad scan may cause, if not below
-FATAL = (NotImplementedError, RecursionError, torch.AcceleratorError)  # RuntimeErrors that the next scan would meet too
-FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}
+FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+SAID = (ValueError, OSError, RuntimeError)  # whose messages are sentences; others are told with their class
+NAME_BYTES = 200  # of a case's name, at most: file systems allow 255 for a file's, with what stands behind it
 WAIT_SECONDS = 0.2  # between two looks for the end of the other processes
 TABLE_SHARE = 0.05  # of a run's time, at most, for keeping the tables up to date
 
@@ -50,13 +52,21 @@ class Case:
     index: int
     problem: str | None
 
+    @property
+    def folder(self) -> str:
+        """Of its results; of a name that is too long for one, where its failure is recorded."""
+        name = self.name.encode()
+        if len(name) <= NAME_BYTES:
+            return self.name
+        return f"{name[: NAME_BYTES // 2].decode(errors='ignore')}_{hashlib.sha256(name).hexdigest()[:16]}"
+
 
 class Cohort:
     """A loader of batches of one case, which divides the cases among processes and keeps the books on them.
 
     Under torchrun every process takes the next case that none has taken, so each is done once, whatever the speed of
-    the processes; no process group is needed. What a bad scan causes (see `SCAN_ERRORS`) is recorded and the next case
-    follows; any other error ends the run.
+    the processes; no process group is needed. Whatever loading, segmenting or saving a case raises is recorded as its
+    failure and the next case follows; only what all cases would meet (`is_fatal`) ends the run.
 
     Args:
         dataset: of `data.inputs.find_inputs` and the preprocessing; an entry without "case" goes by its file's name.
@@ -151,12 +161,14 @@ class Cohort:
         )
 
     def failed(self, error: BaseException) -> None:
-        """Records the current case as failed; raises the error if it is no scan's fault."""
-        cause = _cause(error)
-        fatal = isinstance(cause, FATAL) or getattr(cause, "errno", None) in FATAL_ERRNO
-        if self.current is None or fatal or not isinstance(cause, SCAN_ERRORS):
+        """Records the current case as failed; raises the error if no case is being done, or the run cannot go on."""
+        if self.current is None or is_fatal(error):
             raise error
-        message = str(cause) or type(cause).__name__
+        cause = _cause(error)
+        message = str(cause)
+        if not message or not isinstance(cause, SAID):
+            message = f"{type(cause).__name__}: {message}".removesuffix(": ")
+            logger.debug("%s", self.current.name, exc_info=error)
         logger.error("%s failed: %s (%d of %d)", self.current.name, message, self._position, len(self.cases))
         self.counts["failed"] += 1
         self._forget(self.current)
@@ -201,6 +213,8 @@ class Cohort:
         self._inputs = []  # not those of the case before, if these cannot be read
         if case.problem is not None:
             raise ValueError(case.problem)
+        if broken := [path for path in case.files if path.is_symlink() and not path.exists()]:
+            raise FileNotFoundError(f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: fetch it.")
         self._inputs = [
             {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in case.files
         ]
@@ -234,7 +248,7 @@ class Cohort:
         folder = self.output_dir.resolve()
         for name in (record or {}).get("files", {}).values():
             path = (folder / name).resolve()
-            if path.is_relative_to(folder) and path not in case.files:
+            if path.is_relative_to(folder) and path not in [file.resolve() for file in case.files]:
                 path.unlink(missing_ok=True)
 
     def _record(self, case: Case, result: Mapping[str, Any]) -> None:
@@ -317,13 +331,30 @@ class Cohort:
 
 def _case_of(entry: Mapping[str, Any], index: int) -> Case:
     image = entry["image"]
-    files = tuple(Path(file).resolve() for file in ([image] if isinstance(image, str | Path) else image))
-    name = entry.get("case") or files[0].name.removesuffix(".gz").removesuffix(".nii")
-    return Case(str(name), files, index, entry.get("problem"))
+    files = tuple(Path(file).absolute() for file in ([image] if isinstance(image, str | Path) else image))
+    name = str(entry.get("case") or stem_of(files[0]) or files[0].name)
+    problem = entry.get("problem")
+    if problem is None and (size := len(name.encode())) > NAME_BYTES:
+        problem = f"the case's name has {size} bytes, expected at most {NAME_BYTES}: rename {files[0]}"
+    return Case(name, files, index, problem)
 
 
 def _record_path(folder: Path, case: Case) -> Path:
-    return folder / case.name / f"{case.name}_result.json"
+    return folder / case.folder / f"{case.folder}_result.json"
+
+
+def is_fatal(error: BaseException | None) -> bool:
+    """Whether the next case would meet the same: the device is lost, the disk full, no file handle left, an interrupt.
+
+    What the error was made from counts too.
+    """
+    while error is not None:
+        if isinstance(error, torch.AcceleratorError) or not isinstance(error, Exception):
+            return True
+        if getattr(error, "errno", None) in FATAL_ERRNO:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cause(error: BaseException) -> BaseException:

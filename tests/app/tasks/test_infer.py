@@ -71,7 +71,7 @@ def affine_of(orientation: str) -> np.ndarray:
     return affine
 
 
-def make_scan(orientation: str) -> nib.Nifti1Image:
+def make_scan(orientation: str, *, height: float = 500) -> nib.Nifti1Image:
     """A head without any symmetry, with a bright lump, smooth in all directions."""
     affine = affine_of(orientation)
     grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
@@ -80,7 +80,7 @@ def make_scan(orientation: str) -> nib.Nifti1Image:
     x, y, z = np.moveaxis(world - center, -1, 0)
     head = (x / 26) ** 2 + (y / 27) ** 2 + (z / 26) ** 2 < 1
     lump = np.exp(-(((x - 8) / 6) ** 2 + ((y + 5) / 7) ** 2 + ((z - 4) / 8) ** 2))
-    voxels = np.where(head, 300 + 2 * x + 3 * y + 4 * z + 500 * lump, 0)
+    voxels = np.where(head, 300 + 2 * x + 3 * y + 4 * z + height * lump, 0)
     image = nib.Nifti1Image(np.rint(voxels).astype(np.int16), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
@@ -460,9 +460,25 @@ def test_glioma_scans_on_different_grids_are_refused(make_bundle, tmp_path):
     bundle = make_bundle(KNOWN + GLIOMA)
     assert bundle.labels == {"whole tumor": 1}
     files = [tmp_path / f"g_{m}.nii.gz" for m in SOURCES]
-    for file, orientation in zip(files, ("RAS", "RAS", "LPS"), strict=True):
-        nib.save(make_scan(orientation), file)
+    for file, orientation, height in zip(files, ("RAS", "RAS", "LPS"), (300, 400, 500), strict=True):
+        nib.save(make_scan(orientation, height=height), file)
     with pytest.raises(InputError, match="is not on the grid of"):
         TISSNetInferTask(bundle).answer(files, {}, case="g")
     nib.save(make_scan("RAS"), files[2])
     assert TISSNetInferTask(bundle).answer(files, {}, case="g").params["volume_mm3"] > 0
+
+
+@pytest.mark.parametrize("name", ["sub-01_T1w", "p1_t1ce", "p1_flair", "sub-01_desc-brain_mask", "p1_0000"])
+def test_a_scan_that_is_called_otherwise_is_refused(make_bundle, tmp_path, name):
+    file = tmp_path / f"{name}.nii.gz"
+    nib.save(make_scan("RAS"), file)
+    with pytest.raises(InputError, match=f"{name}.*is named as .*, but task vs starts from T2"):
+        TISSNetInferTask(make_bundle(KNOWN)).answer([file], {}, case=name)
+
+
+def test_one_scan_for_two_modalities_is_refused(make_bundle, tmp_path):
+    files = [tmp_path / f"g_{m}.nii.gz" for m in SOURCES]
+    for file in files:
+        nib.save(make_scan("RAS"), file)
+    with pytest.raises(InputError, match="are the same scan"):
+        TISSNetInferTask(make_bundle(KNOWN + GLIOMA)).answer(files, {}, case="g")

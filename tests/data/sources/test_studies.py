@@ -169,6 +169,44 @@ def test_the_only_series_needs_no_pattern(tmp_path):
     assert "'whatever'" in problem.found and "'another'" in problem.found
 
 
+SUPPRESSED = ("t2_tirm_tra_dark-fluid", "t2_flair_cor", "T2 STIR", "t2_space_da-fl_sag", "t2 dark fluid")
+
+
+@pytest.mark.parametrize("description", SUPPRESSED)
+def test_what_suppresses_fluid_or_fat_is_no_t2(tmp_path, description):
+    write(tmp_path, "a", description=description)
+    cases, (problem,) = find(tmp_path, ("T2",), {"T2": "t2"})
+    assert cases == [] and problem.check == "missing series" and repr(description) in problem.found
+    assert "not FLAIR, dark-fluid, TIRM or STIR" in problem.expected
+    assert find(tmp_path, ("T2",), {})[0] == []
+    write(tmp_path, "b", description="t2_tse_tra")
+    (case,), _ = find(tmp_path, ("T2",), {"T2": "t2"})
+    assert chosen(case) == {"T2": "t2_tse_tra"}
+
+
+@pytest.mark.parametrize("pattern", ["t2_tirm", "dark-fluid"])
+def test_a_pattern_that_says_so_finds_it(tmp_path, pattern):
+    write(tmp_path, "a", description="t2_tirm_tra_dark-fluid")
+    (case,), _ = find(tmp_path, ("T2",), {"T2": pattern})
+    assert chosen(case) == {"T2": "t2_tirm_tra_dark-fluid"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "description", "taken"),
+    [
+        ("T2", "t1_mpr_tra", False),
+        ("T2", "ep2d_diff_ADC", False),
+        ("T2", "ciss", True),
+        ("ceT1", "t1_mpr_tra", True),
+        ("ceT1", "t2_tse", False),
+    ],
+)
+def test_the_only_series_is_not_taken_for_what_it_is_not_called(tmp_path, modality, description, taken):
+    write(tmp_path, "a", description=description)
+    cases, problems = find(tmp_path, (modality,), {})
+    assert len(cases) == taken and [problem.check for problem in problems] == ["missing series"] * (not taken)
+
+
 def test_structure_sets_are_those_of_the_patient_or_the_study(tmp_path):
     t2 = write(tmp_path, "t2")
     square = {"TV": [polygon_contour(SQUARE, 2, make_affine())]}

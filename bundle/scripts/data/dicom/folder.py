@@ -18,6 +18,7 @@ from tqdm import tqdm
 from scripts.data.dicom.headers import TAGS, Instance, integer_of, read_instance, text_of, uid_name
 from scripts.data.dicom.series import Series
 from scripts.data.volume import one_line
+from scripts.files import files_below
 
 UNKNOWN = "unknown"  # patient of files without PatientID and PatientName
 _LAST_TAG = 0x0028FFFF  # nothing behind the image description is needed: contours, doses and frames are not even read
@@ -63,7 +64,7 @@ def scan(*folders: Path, workers: int = 1) -> Scan:
     """Everything DICOM below one or several folders, from headers alone; the same whatever the number of workers.
 
     A file is DICOM if it has the "DICM" mark at byte 128; a file without it is tried if it is called `*.dcm`, and
-    passed over otherwise. Hidden files and folders and DICOMDIR are passed over, links to folders are not followed.
+    passed over otherwise. Hidden files and folders and DICOMDIR are passed over, links to folders are followed once.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -96,11 +97,7 @@ def _paths_below(folder: Path, unreadable: list[Unreadable]) -> list[str]:
     def refuse(error: OSError) -> None:
         unreadable.append(Unreadable(Path(error.filename), one_line(error)))
 
-    paths = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [os.path.join(parent, name) for name in names if name[0] != "." and name.upper() != "DICOMDIR"]
-    return paths
+    return [str(path) for path in files_below(folder, failed=refuse) if path.name.upper() != "DICOMDIR"]
 
 
 def _read_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, list[_Read]]]:

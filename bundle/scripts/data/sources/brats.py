@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
-from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
+from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
+from scripts.files import files_below
 
 # Non-enhancing and necrotic core 1, edema 2, enhancing 4 up to 2021 and 3 from 2023. Files of BraTS 2023 are also found
 # renamed to the older suffixes, so these admit either set, but never 3 and 4 in one map. The newer suffixes admit 3
@@ -20,12 +21,14 @@ BRATS_NEW_LABELS = LabelValues((frozenset({0, 1, 2, 3}),), _BRATS_STRUCTURES)
 
 _BRATS_OLD_SUFFIXES = {"_t1": "T1", "_t1ce": "ceT1", "_t2": "T2", "_flair": "FLAIR", "_seg": "label"}
 _BRATS_NEW_SUFFIXES = {"-t1n": "T1", "-t1c": "ceT1", "-t2w": "T2", "-t2f": "FLAIR", "-seg": "label"}
-_BRATS_FILE = re.compile(r"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|-t1n|-t1c|-t2w|-t2f|-seg)\.nii(\.gz)?")
+_BRATS_FILE = re.compile(
+    r"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|-t1n|-t1c|-t2w|-t2f|-seg)(?i:\.nii(\.gz)?)"
+)
 # Cohorts of BraTS 2023 and later whose label values are the ones above. The others hold other tumors: MEN, MET, PED,
 # GoAT (several kinds in one set) and MEN-RT, which names its only image and its label in a way of its own.
 _BRATS_COHORTS = ("GLI", "SSA")
 _BRATS_COHORT = re.compile(r"BraTS-([A-Za-z-]*[A-Za-z])-\d")
-_BRATS_MEN_RT_FILE = re.compile(r"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv)\.nii(\.gz)?")
+_BRATS_MEN_RT_FILE = re.compile(r"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv)(?i:\.nii(\.gz)?)")
 # Editions share patients. Those of 2017 to 2020 name them anew (name_mapping.csv of 2020 is a table of the names), 2021
 # has most of them under numbers of its own, GLI of 2023 and later goes on with the numbers of 2021, and SSA (Africa)
 # has patients of its own. From the publishers' descriptions, as remembered; not verified on the data of all editions.

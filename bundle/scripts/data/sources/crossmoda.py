@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
-from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, file_problem, files_below
+from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, file_problem
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
+from scripts.files import files_below
 
 _STRUCTURE = "vestibular schwannoma"
 # Editions of 2021 and 2022: tumor 1, cochlea 2. From 2023: tumor within and outside of the meatus 1 and 2, cochlea 3.
@@ -20,7 +21,7 @@ CROSSMODA_2023_LABELS = LabelValues(
 
 _CROSSMODA_FILE = re.compile(
     r"(?P<case>crossmoda(?:(?:20)?(?P<year>2[1-3])_(?P<site>ldn|etz|ukm))?_(?P<number>\d+))"
-    r"_(?P<name>ceT1|hrT2|T2|Label)\.nii(\.gz)?"
+    r"_(?P<name>ceT1|hrT2|T2|Label)(?i:\.nii(\.gz)?)"
 )
 _CROSSMODA_NAMES = {"ceT1": "ceT1", "hrT2": "T2", "T2": "T2", "Label": "label"}
 

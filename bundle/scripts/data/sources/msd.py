@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
-from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
+from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume, one_line
+from scripts.files import files_below
 
 # Edema 1, non-enhancing 2, enhancing 3.
 MSD_LABELS = LabelValues(
@@ -19,7 +20,7 @@ MSD_LABELS = LabelValues(
 
 MSD_CHANNELS = ("FLAIR", "T1", "ceT1", "T2")
 _MSD_DECLARED_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
-_MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)\.nii(\.gz)?")
+_MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)(?i:\.nii(\.gz)?)")
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
@@ -47,7 +48,7 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
     if four_d:
         for part, name in (("imagesTr", "images"), ("labelsTr", "label")):
             for path in files_below(folder / part):
-                match = re.fullmatch(r"([^.].*)\.nii(\.gz)?", path.name)
+                match = re.fullmatch(r"([^.].*)(?i:\.nii(\.gz)?)", path.name)
                 if match is not None:
                     files.setdefault(match[1], {}).setdefault(name, []).append(path)
     else:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
 from scripts.data.datalist import MODALITIES, TASKS
-from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, files_below
+from scripts.data.names import stem_of
+from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, NiftiVolume
+from scripts.files import files_below
 
 _PLACEHOLDERS = ("case", "patient", "cohort")
 _STRUCTURES = {task.structure for task in TASKS.values()}
@@ -71,7 +73,7 @@ def find_nifti(
     if not compiled.keys() & set(MODALITIES):
         raise ValueError(f"found no pattern for an image, expected one for {', '.join(MODALITIES)}, {_PATTERN_EXAMPLE}")
     values = tumor_labels(label_values)
-    present = [path.relative_to(folder).as_posix() for path in files_below(folder) if _is_nifti(path, folder)]
+    present = [path.relative_to(folder).as_posix() for path in files_below(folder) if stem_of(path)]
     files: dict[str, dict[str, list[Path]]] = {}
     facts: dict[str, dict[str, set[str]]] = {}
     found_all: list[tuple[str, re.Match[str]]] = []
@@ -133,12 +135,6 @@ def _pattern(name: str, pattern: str) -> re.Pattern[str]:
     if "case" not in seen:
         raise ValueError(f"{name}={pattern!r}: found no {{case}}, expected it once or more, {_PATTERN_EXAMPLE}")
     return re.compile("".join(pieces), re.DOTALL)
-
-
-def _is_nifti(path: Path, folder: Path) -> bool:
-    """Whether a file is NIfTI by its name, and neither it nor a folder on the way is hidden."""
-    visible = not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return visible and path.name.endswith((".nii", ".nii.gz"))
 
 
 def _pattern_problem(found: dict[str, list[Path]], facts: Mapping[str, set[str]]) -> CaseError | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +59,6 @@ class NiftiCase:
     images: dict[str, NiftiVolume]
     label: NiftiVolume | None
     label_values: LabelValues | None
-
-
-def files_below(folder: Path) -> Iterable[Path]:
-    """All files at any depth below a folder, sorted, so that results do not depend on the file system."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
 def file_problem(found: dict[str, list[Path]]) -> CaseError | None:

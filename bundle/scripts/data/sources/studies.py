@@ -26,6 +26,7 @@ from scripts.data.dicom.rtstruct import (
     read_rtstruct,
 )
 from scripts.data.dicom.series import Series
+from scripts.data.names import SUPPRESSED, read_name
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, refuse
 
@@ -116,7 +117,8 @@ def find_studies(
         headers: of all files.
         modalities: those that a case must have; the first decides the grid.
         patterns: modality to a regular expression that is searched in SeriesDescription, in any case of letters. Where
-            one modality is wanted and has no pattern, the only MR series of a study is taken.
+            one modality is wanted and has no pattern, the only MR series of a study is taken, unless it is called
+            otherwise. T2 never is a series called FLAIR, dark-fluid, TIRM or STIR that the pattern does not name.
 
     Returns:
         The cases, sorted, and the problems of those that are left out: no series or several for a modality, damaged
@@ -265,14 +267,31 @@ def _choose(
     for name in modalities:
         pattern = patterns.get(name)
         fitting = [s for s in candidates if pattern is None or re.search(pattern, _label(s), re.IGNORECASE)]
+        wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
+        if pattern is None and len(fitting) == 1 and _is_called_otherwise(fitting[0], name):
+            fitting, wanted = [], f"one MR series that is not called otherwise than {name}"
+        elif pattern is not None and name == "T2":
+            fitting = [series for series in fitting if not _is_suppressed(series, pattern)]
+            wanted += ", and not FLAIR, dark-fluid, TIRM or STIR unless the pattern does too"
         if len(fitting) == 1:
             chosen[name] = fitting[0]
             continue
-        wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
         shown = ", ".join(repr(_label(s)) for s in fitting or candidates) or "none"
         check = "ambiguous series" if fitting else "missing series"
         errors.append(CaseError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
     return chosen, errors
+
+
+def _is_called_otherwise(series: Series, modality: str) -> bool:
+    """Whether a series' name says that it is something else; many a T1 with contrast agent is just called T1."""
+    says = read_name(_label(series))
+    return (says.modality or says.other) not in (None, modality, "T1" if modality == "ceT1" else None)
+
+
+def _is_suppressed(series: Series, pattern: str) -> bool:
+    """Whether a series is called FLAIR, dark-fluid, TIRM or STIR, in words of which the pattern has none."""
+    words = [match[0].lower() for match in SUPPRESSED.finditer(_label(series))]
+    return bool(words) and not any(word in pattern.lower() for word in words)
 
 
 def _label(series: Series) -> str:

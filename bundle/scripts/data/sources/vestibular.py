@@ -10,16 +10,17 @@ from pathlib import Path
 from scripts.data.conversion import nifti_jobs
 from scripts.data.datalist import TASKS
 from scripts.data.dicom.folder import scan
-from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem, files_below
+from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
 from scripts.data.sources.studies import StudyCase, study_jobs
 from scripts.data.volume import CaseError, NiftiVolume
+from scripts.files import files_below
 
 # How descriptions of series begin or what they contain; regular expressions, in any case.
 VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
 VS_CONVERTED_LABELS = LabelValues((frozenset({0, 1}),), {"vestibular schwannoma": frozenset({1})})
 
-_VS_CONVERTED_FILE = re.compile(r"vs_gk_(?P<name>t1|t2|seg)_ref(?P<grid>T1|T2)\.nii(\.gz)?")
+_VS_CONVERTED_FILE = re.compile(r"vs_gk_(?P<name>t1|t2|seg)_ref(?P<grid>T1|T2)(?i:\.nii(\.gz)?)")
 _VS_CONVERTED_NAMES = {"t1": "ceT1", "t2": "T2", "seg": "label"}
 _CONTOURS_FOLDER = re.compile(r"vs_gk_(?P<number>\d+)_t(?P<weighting>[12])", re.IGNORECASE)
 _MODALITY_OF = {"1": "ceT1", "2": "T2"}
@@ -87,9 +88,9 @@ def add_contours(cases: Sequence[StudyCase], folders: Iterable[Path]) -> list[St
     drawn: dict[str, dict[str, Path]] = {}
     transforms: dict[str, list[Path]] = {}
     for folder in folders:
-        for path in sorted([*folder.rglob("contours.json"), *folder.rglob("*.tfm")]):
+        for path in files_below(folder):
             match = _CONTOURS_FOLDER.fullmatch(path.parent.name)
-            if match is None or path.name.startswith("."):
+            if match is None or (path.suffix != ".tfm" and path.name != "contours.json"):
                 continue
             patient = f"VS-SEG-{int(match['number']):03d}"
             if path.suffix == ".tfm":
