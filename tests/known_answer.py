@@ -19,7 +19,7 @@ class KnownAnswer:
         self.overlap = 0.25
         self.flips: list[Any] = []
         self.localize = self
-        self.cut = self.places = 0
+        self.cut = self.candidates = 0
         self.threshold = 0.5
         self.most_candidates = 10
         self.size = (32, 32, 8)

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -93,9 +93,7 @@ def itk_affine(path: Path) -> np.ndarray | None:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(scans)
 def test_output_and_scan_lie_at_one_place_or_the_file_is_named(described: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
