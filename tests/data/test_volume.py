@@ -222,6 +222,7 @@ def test_other_channels_than_those_meant_are_refused(tmp_path, shape):
     [
         with_affine(0, [0.051, 0, 0]),
         with_affine(2, [0, 0, 19.9]),
+        with_affine(2, [0, 0, np.nextafter(np.float32(20), np.float32(21))]),
         with_affine(2, [0, 0.0012, 1.5]),
         with_header(pixdim=[1, 0.5, 0.5, 1.51, 1, 1, 1, 1], qform_code=0),
         with_header(pixdim=[0, 0.5, 0.5, 1.5, 1, 1, 1, 1]),

@@ -44,7 +44,7 @@ _SPACING_RTOL = 0.01
 FORMS_AGREE_MM = 0.3
 # With fewer, nothing says what the distance of slices is worth; as of a DICOM series.
 LEAST_SLICES = 3
-# A number that scaling has made may be off by this much of itself.
+# A number that scaling or an oblique affine has made may be off by this much of itself.
 _ROUNDING = 1e-5
 # gzip cannot shrink anything further.
 _GZIP_MOST = 1032
@@ -340,7 +340,8 @@ def check_grid(name: str, shape: Sequence[int], affine: NDArray[np.float64]) -> 
     spacing = np.linalg.norm(columns, axis=0)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
         raise CaseError("orientation", f"{name}: affine {affine.tolist()}", "numbers")
-    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+    low, high = SPACING_MM[0] * (1 - _ROUNDING), SPACING_MM[1] * (1 + _ROUNDING)
+    if spacing.min() < low or spacing.max() > high:
         expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
         raise CaseError("spacing", f"{name}: voxels of {_times(spacing)} mm", expected)
     skew = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
