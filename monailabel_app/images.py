@@ -32,6 +32,7 @@ EXTENT_MM = (25.0, 600.0)  # of a head's scan, along any axis
 MOST_MM3 = 320.0**3  # resampled to the network's spacing, more would not fit in memory
 MOST_COMPONENTS = 16  # of a label's voxel
 MOST_SEGMENTS = 255
+ROUNDING = 1e-5  # a label's number that scaling has made may be off by this much of itself
 GRID_TOLERANCE_MM = 0.1  # between the same corner voxel of two volumes of one grid
 
 # `t2_likeness` of 34 glioma patients: T2 -0.22 to 0.92, T1 at most -0.15, ceT1 0.17, FLAIR 0.31. Nothing right is
@@ -155,6 +156,7 @@ def check_label_file(label: Path, image: Path) -> None:
         raise InputError("The label cannot be read to its end: the file is damaged; send it again.") from error
     if voxels.dtype.kind not in "buif":
         raise InputError("The label holds colors or complex numbers: expected one whole number for each voxel.")
+    voxels = whole_numbers(voxels)
     low, high = voxels.min(), voxels.max()  # NaN if any is
     if not 0 <= low <= high <= MOST_SEGMENTS or (voxels.dtype.kind == "f" and (voxels % 1).any()):
         raise InputError(
@@ -186,11 +188,20 @@ def read_volume(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def read_mask(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads a mask as `read_volume` does: uint8 of 0 and 1."""
     voxels, affine = read_volume(path, name)
+    voxels = whole_numbers(voxels)
     other = np.unique(voxels[(voxels != 0) & (voxels != 1)])
     if other.size:
         found = ", ".join(f"{value:g}" for value in other[:5])
         raise InputError(f"{name} has the values {found}: expected 0 and 1 alone, one segment for the tumor.")
     return voxels.astype(np.uint8), affine
+
+
+def whole_numbers(labels: np.ndarray) -> np.ndarray:
+    """Labels with what is whole but for the rounding of a scaling made whole; other numbers as they are."""
+    if labels.dtype.kind != "f":
+        return labels
+    whole = np.rint(labels)
+    return np.where(np.isclose(labels, whole, rtol=ROUNDING, atol=ROUNDING), whole, labels)
 
 
 def check_same_grid(

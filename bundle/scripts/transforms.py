@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import Invertd, InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop, Transform
-from monai.utils import TraceKeys
-from nibabel.filebasedimages import ImageFileError
+from monai.utils import MetaKeys, SpaceKeys, TraceKeys, ensure_tuple
 from nibabel.orientations import io_orientation
 
 from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS
 from scripts.data.inputs import find_inputs, refuse_name
 from scripts.data.plausibility import foreground
-from scripts.data.volume import corner_distance
+from scripts.data.volume import ITK_SUFFIXES, NIFTI_SUFFIXES, CaseError, ItkVolume, NiftiVolume, corner_distance
 from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
 from scripts.networks.unet2d5 import BACKGROUND
 
@@ -63,11 +61,46 @@ class FindSiblingsd(MapTransform):
         return d
 
 
+class ScanReader(ImageReader):
+    """MONAI's door to `data.volume`: its affine, its checks and its sentences, in place of MONAI's own.
+
+    MONAI's reader of NIfTI takes an unset qform where pixdim is rounded, and a guess where no position is stored.
+    `read` opens nothing, as MONAI goes on with another reader where it raises.
+    """
+
+    def verify_suffix(self, filename: Any) -> bool:
+        return all(str(name).lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES) for name in ensure_tuple(filename))
+
+    def read(self, data: Any, **kwargs: Any) -> NiftiVolume | ItkVolume:
+        (file,) = ensure_tuple(data)
+        itk = str(file).lower().endswith(ITK_SUFFIXES)
+        return (ItkVolume if itk else NiftiVolume)(Path(file))
+
+    def get_data(self, img: NiftiVolume | ItkVolume) -> tuple[np.ndarray, dict[str, Any]]:
+        """Voxels (X, Y, Z) and the metadata that MONAI's transforms expect.
+
+        Raises:
+            CaseError: a file that `data.volume` refuses.
+        """
+        shape, affine = img.grid()
+        meta: dict[str, Any] = dict(img.header())
+        if "pixdim" in meta:
+            meta["original_pixdim"] = meta["pixdim"].copy()
+        meta |= {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        }
+        return img.voxels(), meta
+
+
 class LoadScansd(MapTransform):
     """Loads the scans of a case; a list of files becomes the channels of one image, on the grid of the first.
 
-    MONAI's LoadImage reads each file. Its own stacking refuses affines that differ by rounding, and its errors name
-    neither case nor file.
+    `ScanReader` reads each file, MONAI's own readers a folder of DICOM. MONAI's stacking refuses affines that differ by
+    rounding, and its errors name neither case nor file.
 
     Args:
         keys: entries with a path or a list of paths of 3-D images.
@@ -75,12 +108,14 @@ class LoadScansd(MapTransform):
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read or is not 3-D, or the files lie on different grids; names case and file.
+        CaseError: a file that `data.volume` refuses; names case and file.
+        ValueError: a folder cannot be read or is not 3-D, or the files lie on different grids; names case and file.
     """
 
     def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.reader = ScanReader()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -104,8 +139,10 @@ class LoadScansd(MapTransform):
         if not Path(file).exists():
             raise FileNotFoundError(f"{name}: {file} does not exist: expected a 3-D image.")
         try:
-            image: Any = self.load(file)
-        except (OSError, EOFError, RuntimeError, ValueError, ImageFileError, zlib.error) as error:
+            image: Any = self.load(file, None if Path(file).is_dir() else self.reader)
+        except CaseError as error:
+            raise error.of(name) from error
+        except (OSError, EOFError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{name}: {file} cannot be read ({error}): expected a 3-D image; replace the file."
             ) from error

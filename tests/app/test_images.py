@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monailabel_app.errors import InputError
-from monailabel_app.images import check_header, modality_notes
+from monailabel_app.images import check_header, check_label_file, modality_notes, read_mask
 from scripts.data.phantom.make import make_phantom
 from scripts.data.plausibility import t2_likeness
 
@@ -102,3 +102,15 @@ def test_right_modalities_of_patients_are_not_doubted():
             assert modality_notes(other, "FLAIR" if name == "flair" else name, t2_likeness) == [], other.name
             noticed[name] += bool(modality_notes(other, "T2", t2_likeness))
     assert min(noticed.values()) > 0.7 * len(files)
+
+
+def test_a_label_whose_slope_is_a_fraction_is_one_of_whole_numbers(tmp_path):
+    """50 with a slope of 1/50 is 0.99999998."""
+    image = nib.Nifti1Image(np.full((20, 20, 8), 50, np.uint8), np.eye(4))
+    image.header.set_slope_inter(1 / 50, 0)
+    raw = bytearray(image.to_bytes())
+    raw[112:120] = np.array([1 / 50, 0], "<f4").tobytes()
+    (tmp_path / "label.nii").write_bytes(raw)
+    assert np.asarray(nib.load(tmp_path / "label.nii").dataobj).max() != 1
+    check_label_file(tmp_path / "label.nii", tmp_path / "label.nii")
+    assert (read_mask(tmp_path / "label.nii", "the mask")[0] == 1).all()

@@ -209,7 +209,7 @@ def test_an_empty_mask_that_is_legal_is_told(tmp_path):
     assert not outcome.problems and outcome.facts.warnings == ["no tumor: the mask is empty"]
 
 
-def test_a_header_without_orientation_is_told(tmp_path):
+def test_a_header_without_orientation_is_refused(tmp_path):
     def write(folder):
         voxels = np.random.default_rng(0).integers(500, 900, (8, 9, 6)).astype(np.int16)
         nib.save(nib.Nifti1Image(voxels, None), folder / "a_T2.nii.gz")
@@ -217,8 +217,11 @@ def test_a_header_without_orientation_is_told(tmp_path):
 
     (tmp_path / "out").mkdir()
     (outcome,) = run_jobs([Job("a", "a", "", {}, {}, write)], tmp_path / "out", ("T2",), title="test")
-    assert not outcome.problems
-    assert outcome.facts.warnings == ["headers give no orientation, left and right are not known: T2"]
+    (problem,) = outcome.problems
+    assert (problem.check, problem.found) == (
+        "orientation",
+        "T2: a_T2.nii.gz: no position, sform and qform have code 0",
+    )
 
 
 def test_several_problems_of_a_case(tmp_path):

@@ -1,16 +1,18 @@
 """Tests of scripts.data.volume: what NIfTI files give, and every file that is refused, by a made file."""
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from made.outcomes import error_of
 from scipy.spatial.transform import Rotation
 
-from scripts.data.volume import FORMS_AGREE_MM, CaseError, NiftiVolume, one_line
+from scripts.data.volume import FORMS_AGREE_MM, CaseError, ItkVolume, NiftiVolume, one_line, whole_numbers
 
 SHAPE = (3, 4, 5)
 # RAS+ mm: x runs to the left, y to the back, z up.
@@ -80,13 +82,28 @@ def test_every_plain_type_of_voxels(tmp_path, dtype):
     np.testing.assert_array_equal(voxels, counted(*SHAPE))
 
 
-@pytest.mark.parametrize(
-    ("sform", "qform", "expected"), [(1, 1, True), (2, 0, True), (0, 1, True), (4, 4, True), (0, 0, False)]
-)
-def test_oriented(tmp_path, sform, qform, expected):
-    path = changed(save(tmp_path / "a.nii"), sform_code=sform, qform_code=qform)
-    assert NiftiVolume(path).oriented() is expected
-    np.testing.assert_array_equal(NiftiVolume(path).voxels(), counted(*SHAPE))
+@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 0), (0, 1), (4, 4)])
+@pytest.mark.parametrize("order", "<>")
+def test_one_coded_form_suffices_in_either_order_of_bytes(tmp_path, sform, qform, order):
+    image = nib.Nifti1Image(counted(*SHAPE), AFFINE)
+    image.set_qform(AFFINE, code=1)
+    image = nib.Nifti1Image(image.dataobj, None, image.header.as_byteswapped(order))
+    image.header["sform_code"], image.header["qform_code"] = sform, qform
+    nib.save(image, tmp_path / "a.nii")
+    volume = NiftiVolume(tmp_path / "a.nii")
+    np.testing.assert_allclose(volume.grid()[1], AFFINE, atol=1e-5)
+    np.testing.assert_array_equal(volume.voxels(), counted(*SHAPE))
+    header = volume.header()
+    assert header["pixdim"].dtype.isnative and header["sform_code"] == sform
+    assert not [name for name, value in header.items() if value.dtype.kind in "SUO"]  # what a scanner wrote
+
+
+@pytest.mark.parametrize("name", ["A.NII", "A.NII.GZ"])
+def test_names_in_capitals(tmp_path, name):
+    path = save(tmp_path / "a.nii.gz")
+    raw = path.read_bytes()
+    (tmp_path / name).write_bytes(raw if name.endswith("GZ") else gzip.decompress(raw))
+    np.testing.assert_array_equal(NiftiVolume(tmp_path / name).voxels(), counted(*SHAPE))
 
 
 # What is refused when it is opened
@@ -140,6 +157,11 @@ def with_header(**fields: object) -> Callable[[Path], Path]:
     return lambda folder: changed(save(folder / "a.nii"), **fields)
 
 
+def many_slices(**fields: object) -> Callable[[Path], Path]:
+    """Maker of a file of 150 slices, with a sform alone and other values in its header."""
+    return lambda folder: changed(save(folder / "a.nii", counted(3, 4, 150)), **fields, qform_code=0)
+
+
 @pytest.mark.parametrize(
     ("make", "check", "found", "expected"),
     [
@@ -160,16 +182,28 @@ def with_header(**fields: object) -> Callable[[Path], Path]:
         (compressed_to_little, "unreadable file", r"a.nii.gz: \d+ bytes for shape \(3000", "complete"),
         (with_affine(0, [np.nan, 0, 0]), "orientation", "a.nii: affine .*nan", "numbers"),
         (with_affine(3, [np.inf, 0, 0]), "orientation", "a.nii: affine .*inf", "numbers"),
-        (with_affine(1, [0, 0, 0]), "orientation", "a.nii: affine", "numbers"),
+        (with_affine(1, [0, 0, 0]), "spacing", "a.nii: pixdim 0.5 x 0 x 1.5", "above 0"),
         (with_affine(0, [0.04, 0, 0]), "spacing", "voxels of 0.04 x 0.5 x 1.5 mm", "0.05 to 20.0 mm"),
         (with_affine(2, [0, 0, 20.5]), "spacing", "voxels of 0.5 x 0.5 x 20.5 mm", "0.05 to 20.0 mm"),
         (with_affine(2, [0, 0.0045, 1.5]), "orientation", "axes whose cosine is 0.003", "cosine at most 0.001"),
         (with_header(pixdim=[1, 0.5, 0.5, 1.52, 1, 1, 1, 1], qform_code=0), "spacing", "1.52, affine .* 1.5 mm", "one"),
+        (many_slices(pixdim=[1, 0.5, 0.5, 1.503, 1, 1, 1, 1]), "spacing", "1.503, affine .* 1.5 mm", "one size"),
+        (with_header(sform_code=0, qform_code=0), "orientation", "a.nii: no position, .* code 0", "from DICOM again"),
+        (with_header(sform_code=7), "orientation", "a.nii: sform_code 7", "from 0 to 5"),
+        (with_header(qform_code=-1), "orientation", "a.nii: qform_code -1", "from 0 to 5"),
+        (with_header(pixdim=[1, 0, 0.5, 1.5, 1, 1, 1, 1]), "spacing", "a.nii: pixdim 0 x 0.5 x 1.5", "above 0"),
+        (with_header(pixdim=[1, -0.5, 0.5, 1.5, 1, 1, 1, 1]), "spacing", "a.nii: pixdim -0.5 x 0.5 x", "above 0"),
+        (with_header(pixdim=[-0.3, 0.5, 0.5, 1.5, 1, 1, 1, 1]), "orientation", r"pixdim\[0\] -0.3", "-1 or 1"),
+        (with_header(xyzt_units=3), "spacing", "a.nii: sizes in micron", "mm; convert"),
+        (with_header(xyzt_units=1 + 8), "spacing", "a.nii: sizes in meter", "mm; convert"),
+        (with_header(scl_slope=1, scl_inter=np.nan), "unreadable file", "a.nii: .*intercept", "a NIfTI file"),
+        (lambda f: save(f / "a.nii", counted(4, 5, 2)), "number of slices", r"a.nii: 2, shape \(4, 5, 2\)", "least 3"),
+        (lambda f: save(f / "a.nii", counted(1, 5, 4)), "number of slices", r"a.nii: 1, shape \(1, 5, 4\)", "least 3"),
     ],
 )
 def test_refused(tmp_path, make, check, found, expected):
     volume = NiftiVolume(make(tmp_path))
-    for call in (volume.open, volume.grid, volume.voxels, volume.stored, volume.oriented):
+    for call in (volume.open, volume.grid, volume.voxels, volume.stored, volume.header):
         error = error_of(call)
         assert error.check == check
         with pytest.raises(CaseError, match=f"found .*{found}.*, expected .*{expected}"):
@@ -188,8 +222,13 @@ def test_other_channels_than_those_meant_are_refused(tmp_path, shape):
     [
         with_affine(0, [0.051, 0, 0]),
         with_affine(2, [0, 0, 19.9]),
+        with_affine(2, [0, 0, np.nextafter(np.float32(20), np.float32(21))]),
         with_affine(2, [0, 0.0012, 1.5]),
         with_header(pixdim=[1, 0.5, 0.5, 1.51, 1, 1, 1, 1], qform_code=0),
+        with_header(pixdim=[0, 0.5, 0.5, 1.5, 1, 1, 1, 1]),
+        with_header(xyzt_units=0),
+        with_header(scl_slope=np.nan, scl_inter=np.nan),
+        with_header(scl_slope=0),
     ],
 )
 def test_what_lies_just_within_the_limits_is_read(tmp_path, make):
@@ -235,13 +274,13 @@ def test_a_turn_is_seen_at_the_far_corner(tmp_path):
     qform = AFFINE.copy()
     qform[:3, :3] = (turn @ AFFINE)[:3, :3]
     for slices, refused in ((200, True), (20, False)):
-        image = nib.Nifti1Image(np.zeros((2, 2, slices), np.uint8), AFFINE)
+        image = nib.Nifti1Image(np.zeros((3, 3, slices), np.uint8), AFFINE)
         image.set_qform(qform, code=1)
         nib.save(image, tmp_path / "a.nii")
         if refused:
             assert "differ by 0.597 mm" in error_of(NiftiVolume(tmp_path / "a.nii").open).found
         else:
-            assert NiftiVolume(tmp_path / "a.nii").grid()[0] == (2, 2, slices)
+            assert NiftiVolume(tmp_path / "a.nii").grid()[0] == (3, 3, slices)
 
 
 def test_forms_that_agree_are_read(tmp_path):
@@ -274,18 +313,120 @@ def test_reversed_slices_agree(tmp_path):
     np.testing.assert_array_equal(NiftiVolume(path).grid()[1], affine)
 
 
-@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (0, 0)])
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1)])
 def test_a_form_whose_code_is_0_is_not_compared(tmp_path, codes):
-    volume = with_forms(tmp_path, moved(64), codes=codes)
-    affine = volume.grid()[1]
-    if codes != (0, 0):
-        np.testing.assert_allclose(affine, AFFINE if codes[0] else moved(64), atol=1e-5)
+    affine = with_forms(tmp_path, moved(64), codes=codes).grid()[1]
+    np.testing.assert_allclose(affine, AFFINE if codes[0] else moved(64), atol=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{"quatern_b": 3.0}, {"quatern_b": np.nan}, {"qoffset_x": np.nan}])
 def test_a_damaged_qform_beside_a_sform_is_refused(tmp_path, fields):
     error = error_of(NiftiVolume(changed(save(tmp_path / "a.nii"), **fields)).open)
     assert error.check == "affine" and "a.nii: " in error.found
+
+
+# NRRD and MetaImage
+
+
+def save_itk(path: Path, voxels: np.ndarray | None = None, *, affine: np.ndarray = AFFINE) -> Path:
+    """A file as ITK writes it."""
+    voxels = counted(*SHAPE) if voxels is None else voxels
+    image = sitk.GetImageFromArray(voxels.T)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    sizes = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(sizes.tolist())
+    image.SetDirection((lps[:3, :3] / sizes).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd", "A.NRRD"])
+def test_other_formats_are_placed_as_itk_places_them(tmp_path, name):
+    volume = ItkVolume(save_itk(tmp_path / name))
+    shape, affine = volume.grid()
+    assert shape == SHAPE and volume.files() == [tmp_path / name] and volume.header() == {}
+    np.testing.assert_allclose(affine, AFFINE)
+    np.testing.assert_array_equal(volume.voxels(), counted(*SHAPE))
+
+
+def test_a_nrrd_in_ras_has_the_same_place(tmp_path):
+    path = save_itk(tmp_path / "a.nrrd")
+    as_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE  # the same numbers, read as RAS
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"space: left-posterior-superior", b"space: right-anterior-superior"))
+    assert path.read_bytes() != content
+    np.testing.assert_allclose(ItkVolume(path).grid()[1], as_ras)
+
+
+def spacings_alone(folder: Path) -> Path:
+    (folder / "a.nrrd").write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 3 4 5\nspacings: 0.5 0.5 1.5\nendian: little\nencoding: raw\n\n"
+        + counted(*SHAPE).T.tobytes()
+    )
+    return folder / "a.nrrd"
+
+
+def no_nrrd(folder: Path) -> Path:
+    (folder / "a.nrrd").write_text("not an image")
+    return folder / "a.nrrd"
+
+
+def colored_nrrd(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 4, 3, 3), np.uint8), isVector=True), str(folder / "a.nrrd"))
+    return folder / "a.nrrd"
+
+
+def complex_mha(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 4, 3), np.complex64)), str(folder / "a.mha"))
+    return folder / "a.mha"
+
+
+@pytest.mark.parametrize(
+    ("make", "check", "found", "expected"),
+    [
+        (lambda folder: folder / "a.nrrd", "missing file", "no file .*a.nrrd", "an image"),
+        (no_nrrd, "unreadable file", "a.nrrd: ", "a NRRD or MetaImage file"),
+        (spacings_alone, "orientation", "a.nrrd: no position, the header names no space", "save it from 3D Slicer"),
+        (colored_nrrd, "color image", "a.nrrd: 3 numbers", "one number per voxel"),
+        (complex_mha, "(unreadable file|color image)", "a.mha: ", "(plain numbers|one number)"),
+        (lambda f: save_itk(f / "a.mha", counted(3, 4, 2)), "number of slices", r"a.mha: 2", "at least 3"),
+        (
+            lambda f: save_itk(f / "a.mha", affine=AFFINE * [40, 40, 40, 1]),
+            "spacing",
+            "a.mha: voxels of 20 x 20 x 60 mm",
+            "0.05 to 20.0 mm",
+        ),
+    ],
+)
+def test_refused_of_other_formats(tmp_path, make, check, found, expected):
+    volume = ItkVolume(make(tmp_path))
+    for call in (volume.open, volume.grid, volume.voxels):
+        error = error_of(call)
+        assert re.fullmatch(check, error.check)
+        with pytest.raises(CaseError, match=f"found .*{found}.*, expected .*{expected}"):
+            raise error
+
+
+def test_a_nrrd_that_ends_too_early_is_refused(tmp_path):
+    path = save_itk(tmp_path / "a.nrrd")
+    path.write_bytes(path.read_bytes()[:-30])
+    assert ItkVolume(path).grid()[0] == SHAPE
+    error = error_of(ItkVolume(path).voxels)
+    assert error.check == "unreadable file" and error.found.startswith("a.nrrd: ")
+
+
+# Labels
+
+
+def test_rounding_of_a_slope_is_taken_off_labels_and_nothing_else():
+    slope = np.float32(1 / 50)
+    scaled = np.array([0, 50, 100, 150], np.uint8) * np.float64(slope)
+    assert scaled[1] == 0.9999999776482582
+    np.testing.assert_array_equal(whole_numbers(scaled), [0, 1, 2, 3])
+    np.testing.assert_array_equal(whole_numbers(np.array([0.5, 0.999, np.nan])), [0.5, 0.999, np.nan])
+    labels = np.array([0, 1], np.uint8)
+    assert whole_numbers(labels) is labels
 
 
 # What is refused when its voxels are read

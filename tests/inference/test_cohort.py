@@ -186,18 +186,27 @@ def damage(data: Path) -> dict[str, str]:
     for name, voxels in (("bad3", np.where(scan > 5, np.nan, scan)), ("bad4", np.ones(SHAPE, np.float32))):
         nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.eye(4)), data / f"{name}_T2.nii.gz")
     (data / "bad5_T2.nii.gz").symlink_to(data / "nowhere.nii.gz")
+    color = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for name, values in (("bad6", color), ("bad7", scan.astype(np.complex64))):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), data / f"{name}_T2.nii.gz")
+    raw = bytearray(nib.Nifti1Image(scan, np.eye(4)).to_bytes())
+    raw[112:120] = struct.pack("<2f", 1, float("nan"))  # slope and intercept
+    (data / "bad8_T2.nii.gz").write_bytes(gzip.compress(bytes(raw)))
     return {
-        "bad1": "cannot be read",
-        "bad2": "expected one 3-D volume",
+        "bad1": "unreadable file: found case bad1: bad1_T2.nii.gz: ",
+        "bad2": "not 3-D: found case bad2: bad2_T2.nii.gz: 4-D",
         "bad3": "NaN or infinite voxels",
         "bad4": "is constant or empty",
         "bad5": "nowhere.nii.gz",
+        "bad6": "color image: found case bad6: bad6_T2.nii.gz: ",
+        "bad7": "unreadable file: found case bad7: bad7_T2.nii.gz: data type complex64",
+        "bad8": "unreadable file: found case bad8: bad8_T2.nii.gz: Valid slope but invalid intercept",
     }
 
 
 def test_bad_scans_are_listed_and_the_others_done(data: Path, output: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = damage(data)
-    with pytest.raises(RuntimeError, match=r"5 of 8 cases failed, see .*failed\.csv; the others are complete. The fi"):
+    with pytest.raises(RuntimeError, match=r"8 of 11 cases failed, see .*failed\.csv; the others are complete. The fi"):
         run(data, output)
     assert done_cases(output) == ["a", "b", "c"]
     failed = table(output / "failed.csv")

@@ -12,10 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged, Spacingd
+from monai.transforms import Compose, Invertd, SaveImaged, Spacingd
 
-from scripts.transforms import OrientToWorkingGridd, ToDisplayRanged
+from scripts.transforms import LoadScansd, OrientToWorkingGridd, ToDisplayRanged
 
 SHAPE = (20, 18, 8)
 SPACING = (1.1, 0.9, 2.5)
@@ -59,7 +60,7 @@ def round_trip(
 ) -> nib.Nifti1Image:
     preprocessing = Compose(
         [
-            LoadImaged("image", ensure_channel_first=True),
+            LoadScansd("image"),
             OrientToWorkingGridd("image"),
             Spacingd("image", pixdim=WORKING, mode="bilinear"),
         ]
@@ -118,18 +119,28 @@ def test_form_codes_are_kept(tmp_path: Path, qform: int, sform: int) -> None:
     assert np.allclose(written.affine, source.affine, rtol=0, atol=QUATERNION_ATOL)
 
 
-def test_a_source_without_any_form_gets_an_sform(tmp_path: Path) -> None:
-    """NIfTI's third method has voxel sizes alone; an output without a form would be read differently by other tools."""
-    source = write_source(tmp_path / "scan.nii.gz", affine("RAS"), qform=0, sform=0)
-    written = round_trip(tmp_path / "scan.nii.gz", tmp_path / "out")
-    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (0, 1)
-    assert np.allclose(written.affine, source.affine, rtol=0, atol=QUATERNION_ATOL)
+def test_pixdim_that_is_rounded_is_kept(tmp_path: Path) -> None:
+    """ITK takes its sizes from there: written anew, the output would lie beside its source."""
+    write_source(tmp_path / "made.nii", affine("LPS", oblique=True), qform=0)
+    raw = bytearray((tmp_path / "made.nii").read_bytes())
+    rounded = np.float32(SPACING) * np.float32(1.0005)
+    raw[80:92] = rounded.tobytes()
+    (tmp_path / "scan.nii").write_bytes(raw)
+    written = round_trip(tmp_path / "scan.nii", tmp_path / "out")
+    assert np.array_equal(written.header["pixdim"][1:4], rounded)
+    assert np.array_equal(written.affine, nib.load(tmp_path / "scan.nii").affine)  # type: ignore[attr-defined]
+    source, output = sitk.ReadImage(str(tmp_path / "scan.nii")), sitk.ReadImage(written.get_filename())
+    assert source.GetSpacing() == output.GetSpacing() == pytest.approx(rounded.tolist())
+    assert source.GetDirection() == output.GetDirection() and source.GetOrigin() == output.GetOrigin()
 
 
-def test_units_other_than_millimeters_are_kept(tmp_path: Path) -> None:
-    write_source(tmp_path / "scan.nii.gz", affine("RAS"), units="micron")
-    written = round_trip(tmp_path / "scan.nii.gz", tmp_path / "out")
-    assert written.header.get_xyzt_units() == ("micron", "sec")
+def test_an_output_of_a_nrrd_lies_where_the_nrrd_does(tmp_path: Path) -> None:
+    write_source(tmp_path / "scan.nii.gz", affine("PIL", oblique=True))
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "scan.nii.gz")), str(tmp_path / "scan.nrrd"))
+    written = round_trip(tmp_path / "scan.nrrd", tmp_path / "out")
+    assert np.allclose(written.affine, affine("PIL", oblique=True), rtol=0, atol=QUATERNION_ATOL)
+    assert np.allclose(written.get_qform(), written.affine, rtol=0, atol=QUATERNION_ATOL)
+    assert written.header.get_xyzt_units()[0] == "mm"
 
 
 def test_a_transforms_description_is_written_and_the_sources_is_not(tmp_path: Path) -> None:

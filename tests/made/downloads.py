@@ -234,7 +234,7 @@ def nifti(root: Path, case: str = "VS-SEG-001", **change) -> None:
 
 
 def odd_header(root: Path, **change) -> None:
-    """A T2 in NIfTI whose header says one thing twice, differently."""
+    """A T2 in NIfTI with other values in its header; it has a sform alone, and a slope."""
     nifti(root)
     image = nib.load(root / "VS-SEG-001_T2.nii.gz")
     data = bytearray(nib.Nifti1Image(np.asarray(image.dataobj), image.affine).to_bytes())

@@ -75,6 +75,12 @@ def refused(
     return Refused(check, made, source, make, found, expected, options, case)
 
 
+def in_header(row: str, **fields) -> Refused:
+    """A T2 in NIfTI with other values in its header."""
+    patterns = ("--pattern", "T2={case}_T2.nii", *PATTERNS[2:])
+    return refused(row, "nifti", functools.partial(odd_header, **fields), patterns)
+
+
 def in_nifti(row: str, *options: str, **change) -> Refused:
     """NIfTI files that differ from a good case by `change`."""
     return refused(row, "nifti", functools.partial(nifti, **change), (*PATTERNS, *options))
@@ -325,13 +331,26 @@ def _cases() -> list[Refused]:
             "label values | halves in the label | {0, 0.5} | whole numbers", "--label-values", "1", label=label / 2
         ),
         in_nifti("orientation | skewed axes | axes whose cosine is | perpendicular axes", T2=(t2, skewed)),
-        refused(
+        in_header(
             "spacing | header with two sizes of voxels | "
             "pixdim 2 x 2 x 2, affine 1.4 x 1.4 x 3 mm | one size of the voxels",
-            "nifti",
-            lambda root: odd_header(root, pixdim=[1, 2, 2, 2, 0, 0, 0, 0], sform_code=1),
-            ("--pattern", "T2={case}_T2.nii", *PATTERNS[2:]),
+            pixdim=[1, 2, 2, 2, 0, 0, 0, 0],
+            sform_code=1,
         ),
+        in_header("spacing | a size of 0 | pixdim 0 x 1.4 x 3 | sizes above 0", pixdim=[1, 0, 1.4, 3, 0, 0, 0, 0]),
+        in_header("spacing | micron | VS-SEG-001_T2.nii: sizes in micron | mm; convert", xyzt_units=3),
+        in_header("spacing | meter | VS-SEG-001_T2.nii: sizes in meter | mm; convert", xyzt_units=1),
+        in_header(
+            "orientation | codes 0 and 0 | no position, sform and qform have code 0 | from DICOM again",
+            sform_code=0,
+            qform_code=0,
+        ),
+        in_header("orientation | an unknown code | VS-SEG-001_T2.nii: sform_code 9 | a code from 0 to 5", sform_code=9),
+        in_header(
+            "affine | sform and qform differ | sform and qform differ by | correct or remove", qform_code=1, qoffset_x=0
+        ),
+        in_header("unreadable file | an intercept of NaN | invalid intercept nan | a NIfTI file", scl_inter=np.nan),
+        in_nifti("number of slices | one slice | VS-SEG-001_T2.nii.gz: 1, shape (40, 40, 1) | 3", T2=t2[:, :, :1]),
         refused(
             "unreadable file | a NIfTI file cut off | VS-SEG-001_T2.nii.gz | a complete NIfTI file",
             "nifti",

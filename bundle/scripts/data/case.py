@@ -265,9 +265,6 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     shape, affine = volumes[names[0]].grid()
     outcome.shape = shape
     outcome.spacing = tuple(float(f"{size:.6g}") for size in np.linalg.norm(affine[:3, :3], axis=0))
-    lost = [name for name, volume in volumes.items() if not volume.oriented()]
-    if lost:
-        outcome.facts.warnings.append(f"headers give no orientation, left and right are not known: {', '.join(lost)}")
     voxels = {name: volume.voxels() for name, volume in volumes.items()}
     mask = voxels.pop("label", None)
     found = [image_problem(name, image) for name, image in voxels.items()]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance
+from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance, whole_numbers
 from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
@@ -187,7 +187,8 @@ def image_problem(name: str, voxels: NDArray) -> CaseError | None:
 
 
 def mask_problem(voxels: NDArray) -> CaseError | None:
-    """Whether a mask holds anything but 0 and 1; all zero is legal: no tumor."""
+    """Whether a mask holds anything but 0 and 1, but for rounding; all zero is legal: no tumor."""
+    voxels = whole_numbers(voxels)
     other = (voxels != 0) & (voxels != 1)
     if not other.any():
         return None

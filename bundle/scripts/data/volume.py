@@ -1,6 +1,8 @@
-"""One 3-D volume on disk, whatever its format: the protocol, the error, and NIfTI.
+"""One 3-D volume on disk, whatever its format: the protocol, the error, NIfTI, and what ITK reads (NRRD, MetaImage).
 
 A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
+Everything that opens a scan reads it here; docs/data.md says what is read, what is refused and why ("Where a scan
+lies").
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from typing import Protocol, cast
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 
 # What nibabel raises, depending on where a damaged file breaks.
@@ -38,8 +42,23 @@ _SPACING_RTOL = 0.01
 # Distance, at a corner of the volume, between what sform and qform make of it. A correct qform may be off by 0.16 mm
 # over a head: its quaternion is rounded to 32 bits, which matters near half a turn, as of axes that run to L, P and S.
 FORMS_AGREE_MM = 0.3
+# With fewer, nothing says what the distance of slices is worth; as of a DICOM series.
+LEAST_SLICES = 3
+# A number that scaling or an oblique affine has made may be off by this much of itself.
+_ROUNDING = 1e-5
 # gzip cannot shrink anything further.
 _GZIP_MOST = 1032
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+# NIfTI's codes of units that ITK converts to mm and nibabel does not.
+_OTHER_UNITS = {1: "meter", 3: "micron"}
+# Fields that say where a volume lies, by which every program places it.
+PLACE_FIELDS = (
+    *("qform_code", "sform_code", "xyzt_units", "pixdim"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
 
 
 class CaseError(ValueError):
@@ -146,63 +165,78 @@ class NiftiVolume:
         if dtype.kind not in "biuf":
             raise CaseError("unreadable file", f"{self.path.name}: data type {dtype}", "plain numbers")
         self._check_size(shape, dtype)
-        self._check_affine(image)
-        self._check_forms(image)
+        self._check_place(image)
         return image
 
     def _check_size(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         """A damaged header may announce more voxels than the file can hold: refused before memory is asked for them."""
         announced, size = math.prod(shape) * dtype.itemsize, self.path.stat().st_size
-        most = size * _GZIP_MOST if self.path.name.endswith(".gz") else size
+        most = size * _GZIP_MOST if self.path.name.lower().endswith(".gz") else size
         if min(shape) < 1 or announced > most:
             found = f"{self.path.name}: {size} bytes for shape {shape}"
             raise CaseError("unreadable file", found, "a complete NIfTI file")
 
-    def _check_affine(self, image: nib.Nifti1Image) -> None:
-        """Positive spacings within `SPACING_MM`, axes that are not skewed, and an affine that agrees with the sizes."""
-        columns = np.asarray(image.affine, dtype=np.float64)[:3, :3]
-        spacing = np.linalg.norm(columns, axis=0)
-        if not np.isfinite(image.affine).all() or not (spacing > 0).all():
-            raise CaseError("orientation", f"{self.path.name}: affine {np.asarray(image.affine).tolist()}", "numbers")
-        shown = " x ".join(f"{size:.4g}" for size in spacing)
-        if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
-            expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
-            raise CaseError("spacing", f"{self.path.name}: voxels of {shown} mm", expected)
-        skew = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
-        if skew > AXIS_TOLERANCE:
-            found = f"{self.path.name}: axes whose cosine is {skew:.3g}"
-            raise CaseError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
-        zooms = np.asarray(image.header.get_zooms()[:3], dtype=np.float64)
-        if not np.allclose(zooms, spacing, rtol=_SPACING_RTOL):
-            found = f"{self.path.name}: pixdim {' x '.join(f'{size:.4g}' for size in zooms)}, affine {shown} mm"
-            raise CaseError("spacing", found, "a header that gives one size of the voxels")
-
-    def _check_forms(self, image: nib.Nifti1Image) -> None:
-        """sform and qform that agree where a file has both: programs differ in which one they take."""
-        header = image.header
-        if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+    def _check_place(self, image: nib.Nifti1Image) -> None:
+        """Whether all programs place the volume alike: the rows of docs/data.md, in their order."""
+        header, name, shape = image.header, self.path.name, image.shape[:3]
+        unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+        if unit is not None:
+            raise CaseError("spacing", f"{name}: sizes in {unit}", "mm; convert sizes and positions, then xyzt_units")
+        self._check_repairs(header)
+        if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+            expected = "a header that says how the scan lies; convert it from DICOM again, or set a code if you know"
+            raise CaseError("orientation", f"{name}: no position, sform and qform have code 0", expected)
+        affine = self._affine(image)
+        check_grid(name, shape, affine)
+        if header["sform_code"] <= 0:
             return
-        distance = corner_distance(image.shape[:3], header.get_sform(), _qform(header))
+        columns, sizes = affine[:3, :3], np.asarray(header["pixdim"][1:4], dtype=np.float64)
+        spacing = np.linalg.norm(columns, axis=0)
+        by_sizes = affine.copy()
+        by_sizes[:3, :3] = columns / spacing * sizes
+        if not (
+            np.allclose(sizes, spacing, rtol=_SPACING_RTOL)
+            and corner_distance(shape, affine, by_sizes) <= FORMS_AGREE_MM
+        ):
+            found = f"{name}: pixdim {_times(sizes)}, affine {_times(spacing)} mm"
+            raise CaseError("spacing", found, "a header that gives one size of the voxels")
+        if header["qform_code"] <= 0:
+            return
+        distance = corner_distance(shape, affine, _qform(header))
         if not distance <= FORMS_AGREE_MM:  # also where it is no number
-            found = f"{self.path.name}: sform and qform differ by {distance:.3g} mm"
+            found = f"{name}: sform and qform differ by {distance:.3g} mm"
             expected = f"both to give a voxel one place, within {FORMS_AGREE_MM} mm; correct or remove the wrong one"
             raise CaseError("affine", found, expected)
 
-    def oriented(self) -> bool:
-        """Whether the file says how its axes lie in the patient: sform or qform has a code other than 0.
+    def _check_repairs(self, header: nib.Nifti1Header) -> None:
+        """Values that nibabel has corrected in silence, and other programs correct otherwise or not at all."""
+        with nib.openers.ImageOpener(str(self.path)) as stream:
+            stored = type(header).from_fileobj(stream, check=False)
+        for field in ("sform_code", "qform_code"):
+            if stored[field] != header[field]:
+                raise CaseError("orientation", f"{self.path.name}: {field} {stored[field]}", "a code from 0 to 5")
+        sizes = np.asarray(stored["pixdim"][:4], dtype=np.float64)
+        if not np.array_equal(sizes[1:], header["pixdim"][1:4], equal_nan=True):
+            raise CaseError("spacing", f"{self.path.name}: pixdim {_times(sizes[1:])}", "sizes above 0")
+        if sizes[0] != header["pixdim"][0] and sizes[0] != 0:
+            raise CaseError("orientation", f"{self.path.name}: pixdim[0] {sizes[0]:g}", "-1 or 1, the side of the axes")
 
-        Without, the affine is a guess from the sizes of the voxels, and left and right are unknown.
-
-        Raises:
-            CaseError: as `open`.
-        """
-        header = self.open().header
-        return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    @staticmethod
+    def _affine(image: nib.Nifti1Image) -> NDArray[np.float64]:
+        """4x4 affine, voxel index to mm, RAS+: the sform, without one the qform."""
+        if image.header["sform_code"] > 0:
+            return np.asarray(image.affine, dtype=np.float64)
+        return _qform(image.header)
 
     def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
         image = self.open()
-        return tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+        return tuple(int(size) for size in image.shape[:3]), self._affine(image)
+
+    def header(self) -> dict[str, NDArray]:
+        """The header's numbers by the names of nifti1.h, whatever the order of their bytes in the file; no text."""
+        fields = self.open().header.as_byteswapped(native_code).items()
+        return {name: np.array(value) for name, value in fields if value.dtype.kind not in "SUO"}
 
     def stored(self) -> NDArray:
         """The 3-D array as stored, before the header's scaling; raises as `voxels`."""
@@ -219,7 +253,7 @@ class NiftiVolume:
     def _read(self, *, scaled: bool) -> NDArray:
         image = self.open()
         try:
-            if self.path.name.endswith(".gz"):
+            if self.path.name.lower().endswith(".gz"):
                 # nibabel reads no further than the last voxel; the checksum stands behind it.
                 image = type(image).from_bytes(gzip.decompress(self.path.read_bytes()))
             proxy = cast(ArrayProxy, image.dataobj)
@@ -230,6 +264,112 @@ class NiftiVolume:
         except (*_READ_ERRORS, MemoryError) as error:
             found = f"{self.path.name}: {one_line(error)}"
             raise CaseError("unreadable file", found, "a complete NIfTI file") from error
+
+
+@dataclass(frozen=True)
+class ItkVolume:
+    """A 3-D volume in a file of another format that ITK reads: NRRD or MetaImage, see `ITK_SUFFIXES`."""
+
+    path: Path
+
+    def files(self) -> list[Path]:
+        """The one file; numbers that a header of .nhdr or .mhd keeps beside it are not named."""
+        return [self.path]
+
+    def open(self) -> sitk.ImageFileReader:
+        """The header, dimensions, kind of numbers and place checked.
+
+        Raises:
+            CaseError: missing or unreadable file, or not one number at each voxel of a 3-D volume that has a place.
+        """
+        if not self.path.is_file():
+            raise CaseError("missing file", f"no file {self.path}", "an image")
+        reader, name = sitk.ImageFileReader(), self.path.name
+        reader.SetFileName(str(self.path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            found = f"{name}: {one_line(error).rpartition('ERROR: ')[2]}"
+            raise CaseError("unreadable file", found, "a NRRD or MetaImage file") from error
+        shape = reader.GetSize()
+        if len(shape) != 3:
+            raise CaseError("not 3-D", f"{name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
+        if reader.GetNumberOfComponents() != 1:
+            raise CaseError("color image", f"{name}: {reader.GetNumberOfComponents()} numbers", "one number per voxel")
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        if "complex" in kind:
+            raise CaseError("unreadable file", f"{name}: data type {kind}", "plain numbers")
+        if self.path.suffix.lower() in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
+            expected = "a header that says how the scan lies; save it from 3D Slicer, or convert it from DICOM again"
+            raise CaseError("orientation", f"{name}: no position, the header names no space", expected)
+        check_grid(name, shape, _itk_affine(reader))
+        return reader
+
+    def grid(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
+        reader = self.open()
+        return tuple(reader.GetSize()), _itk_affine(reader)
+
+    def header(self) -> dict[str, NDArray]:
+        """Nothing: the place is in `grid`."""
+        return {}
+
+    def voxels(self) -> NDArray:
+        """The 3-D array in the order of the grid.
+
+        Raises:
+            CaseError: as `open`, and when the file ends too early.
+        """
+        reader = self.open()
+        try:
+            return sitk.GetArrayFromImage(reader.Execute()).T
+        except (RuntimeError, MemoryError) as error:
+            found = f"{self.path.name}: {one_line(error).rpartition('ERROR: ')[2]}"
+            raise CaseError("unreadable file", found, "a complete file") from error
+
+
+def check_grid(name: str, shape: Sequence[int], affine: NDArray[np.float64]) -> None:
+    """Refuses a grid that is none: spacings beyond `SPACING_MM`, axes that are skewed, no numbers, too few slices.
+
+    Args:
+        name: of the file.
+        shape: voxels along each axis.
+        affine: 4x4, voxel index to mm.
+    """
+    columns = affine[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(affine).all() or not (spacing > 0).all():
+        raise CaseError("orientation", f"{name}: affine {affine.tolist()}", "numbers")
+    low, high = SPACING_MM[0] * (1 - _ROUNDING), SPACING_MM[1] * (1 + _ROUNDING)
+    if spacing.min() < low or spacing.max() > high:
+        expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
+        raise CaseError("spacing", f"{name}: voxels of {_times(spacing)} mm", expected)
+    skew = np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max()
+    if skew > AXIS_TOLERANCE:
+        found = f"{name}: axes whose cosine is {skew:.3g}"
+        raise CaseError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
+    if min(shape) < LEAST_SLICES:
+        found = f"{name}: {min(shape)}, shape {tuple(int(size) for size in shape)}"
+        raise CaseError("number of slices", found, f"at least {LEAST_SLICES}")
+
+
+def whole_numbers(labels: NDArray) -> NDArray:
+    """Labels with what is whole but for the rounding of a scaling made whole; other numbers as they are."""
+    if labels.dtype.kind != "f":
+        return labels
+    whole = np.rint(labels)
+    return np.where(np.isclose(labels, whole, rtol=_ROUNDING, atol=_ROUNDING), whole, labels)
+
+
+def _itk_affine(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+    affine[:3, 3] = reader.GetOrigin()
+    return LPS_TO_RAS @ affine
+
+
+def _times(sizes: NDArray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:

@@ -9,15 +9,18 @@ import nibabel as nib
 import numpy as np
 from monai.data.image_writer import NibabelWriter
 
-KEPT_FIELDS = ("xyzt_units", "descrip")
+from scripts.data.volume import PLACE_FIELDS
+
 AFFINE_TOLERANCE = 1e-3  # mm, between the source's affine and the inverted one
 
 
 class SourceHeaderWriter(NibabelWriter):
-    """MONAI's NibabelWriter, keeping the source's affine exactly, its form codes and units; writes a given `descrip`.
+    """MONAI's NibabelWriter, with the source's own fields for the place; writes a given `descrip`.
 
-    For `SaveImaged(writer="scripts.inference.writer.SourceHeaderWriter")`. The metadata are those that MONAI's
-    reader put into the scan's MetaTensor; sources that are not NIfTI get MONAI's defaults.
+    Whichever form a program reads, and whatever it makes of pixdim, it then places output and source alike: the fields
+    are copied, not computed again from the affine. A source that is not NIfTI gets both forms with the code of scanner
+    coordinates. For `SaveImaged(writer="scripts.inference.writer.SourceHeaderWriter")`, with the metadata that
+    `transforms.ScanReader` put into the scan's MetaTensor.
     """
 
     source: dict[str, Any]
@@ -42,11 +45,16 @@ class SourceHeaderWriter(NibabelWriter):
 
     def write(self, filename: Any, verbose: bool = False, **obj_kwargs: Any) -> None:
         image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
-        for field in KEPT_FIELDS:
-            if field in self.source:
-                image.header[field] = np.asarray(self.source[field])
-        for name, setter in (("qform_code", image.set_qform), ("sform_code", image.set_sform)):
-            setter(self.affine, code=int(self.source.get(name, 1)))
-        if image.header["qform_code"] == 0 and image.header["sform_code"] == 0:
-            image.set_sform(self.affine, code=1)
-        nib.save(image, filename)
+        header = image.header
+        if "descrip" in self.source:
+            header["descrip"] = self.source["descrip"]
+        if "quatern_b" in self.source:
+            fields = {**self.source, "pixdim": self.source["original_pixdim"]}
+            for field in PLACE_FIELDS:
+                header[field] = np.asarray(fields[field])
+        else:
+            header.set_xyzt_units("mm")
+            header.set_qform(self.affine, code="scanner")
+            header.set_sform(self.affine, code="scanner")
+        # Without an affine, which nibabel would write anew where it differs by rounding from the fields.
+        nib.save(type(image)(np.asanyarray(image.dataobj), None, header), filename)

@@ -224,8 +224,32 @@ def test_options_that_cannot_be_used(task, scan, options, message):
 
 def test_a_truncated_file_is_refused(task, scan):
     scan.write_bytes(scan.read_bytes()[: scan.stat().st_size // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"unreadable file: found case x: .*, expected a complete NIfTI file"):
         task.answer([scan], {}, case="x")
+
+
+@pytest.mark.parametrize(
+    ("qform", "sform", "moved", "message"),
+    [
+        (
+            1,
+            1,
+            20.0,
+            "affine: found case x: x_T2.nii.gz: sform and qform differ by 20 mm, .* correct or remove",
+        ),
+        (0, 0, 0.0, "orientation: found case x: x_T2.nii.gz: no position, .* convert it from DICOM again"),
+    ],
+)
+def test_what_prepare_refuses_is_refused_in_its_words(task, tmp_path, qform, sform, moved, message):
+    image = make_scan("RAS")
+    other = image.affine.copy()
+    other[0, 3] += moved
+    image.set_sform(image.affine, code=1)
+    image.set_qform(other, code=1)
+    image.header["qform_code"], image.header["sform_code"] = qform, sform
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), tmp_path / "x_T2.nii.gz")
+    with pytest.raises(InputError, match=message):
+        task.answer([tmp_path / "x_T2.nii.gz"], {}, case="x")
 
 
 def test_nothing_is_left_behind_when_a_request_fails(task, tmp_path, monkeypatch):

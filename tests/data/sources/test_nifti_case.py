@@ -31,6 +31,12 @@ def test_label_values(values, present, structures):
         assert mask.tolist() == expected
 
 
+def test_rounding_of_a_slope_is_no_other_value():
+    scaled = np.array([0, 50, 100]) * np.float64(np.float32(1 / 50))
+    assert scaled.tolist()[1:] == [0.9999999776482582, 1.9999999552965164]
+    assert MSD_LABELS.mask(scaled, "whole tumor").tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("place", [(0, 0, 0), (2, 3, 4), (1, 2, 3)])
 def test_a_single_wrong_voxel_is_found(place, order):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import CaseError, NiftiVolume, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class LabelValues:
     structures: dict[str, frozenset[int]]
 
     def mask(self, seg: NDArray, structure: str) -> NDArray[np.uint8]:
-        """Binary mask {0, 1} of one structure.
+        """Binary mask {0, 1} of one structure; values may be off whole numbers by the rounding of a scaling.
 
         Raises:
             CaseError: values outside what is declared, or values of two conventions in one map.
         """
+        seg = whole_numbers(seg)
         present = _values(seg)
         found = "{" + ", ".join(f"{value:g}" for value in sorted(present)[:10]) + "}"
         if self.legal is None:
