@@ -18,12 +18,19 @@ from nibabel.orientations import io_orientation
 from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS
 from scripts.data.inputs import find_inputs, refuse_name
 from scripts.data.plausibility import foreground
-from scripts.data.volume import ITK_SUFFIXES, NIFTI_SUFFIXES, CaseError, ItkVolume, NiftiVolume, corner_distance
+from scripts.data.volume import (
+    ITK_SUFFIXES,
+    LEAST_SLICES,
+    NIFTI_SUFFIXES,
+    CaseError,
+    ItkVolume,
+    NiftiVolume,
+    corner_distance,
+)
 from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
 from scripts.networks.unet2d5 import BACKGROUND
 
 PERCENTILES = (0.5, 99.5)
-LEAST_SLICES = 3  # of a head, along any axis: fewer have no depth to segment in
 ISOTROPIC_TOLERANCE = 1.05  # an axis is coarsest if its spacing is this much above the next
 DISPLAY_MAX = 1000.0  # synthetic volumes are written from 0 (background) to this
 
