@@ -1,8 +1,8 @@
 """One 3-D volume on disk, whatever its format: the protocol, the error, NIfTI, and what ITK reads (NRRD, MetaImage).
 
 A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
-Everything that opens a scan reads it here; docs/data.md says what is read, what is refused and why ("Where a scan
-lies").
+Preparation, training and inference read files of these formats here; docs/data.md says what is read, what is refused
+and why ("Where a scan lies").
 """
 
 from __future__ import annotations
