@@ -43,6 +43,7 @@ HINTS: dict[tuple, str] = {
     ("truth value", "number"): " A key without a value is True.",
     ("dictionary", "component"): " To set one argument, write {}#ARGUMENT.",
 }
+AXES = 3  # a list of so many numbers, such as a spacing or a size, is along x, y, z
 SIMILAR, NEAR_MISS = 0.6, 0.85  # of difflib: worth suggesting; too near to an existing key to be a new one
 
 
@@ -218,6 +219,8 @@ def _value(path: str, new: Any, old: Any, config: ConfigParser, *, argument: boo
         before = old if same else {key: new[key] for key in new if key == "_target_"}
         for name, item in new.items():
             yield from _entry(f"{path}#{name}", item, before, config, whole=True)
+    elif kind == expected == "list" and len(new) != len(old) == AXES and {*map(_kind, [*old, *new])} == {"number"}:
+        yield f"{path} has {len(new)} numbers, expected {AXES} like {old}: x, y, z."
     elif kind == "list":
         like = old[0] if expected == "list" and old else old
         for index, item in enumerate(new):

@@ -303,15 +303,12 @@ class NormalizeForegroundd(MapTransform):
     @staticmethod
     def _normalize(volume: torch.Tensor, where: str) -> torch.Tensor:
         volume = volume.float()
-        broken = int((~torch.isfinite(volume)).sum())
-        if broken:
-            raise ValueError(
-                f"{where} has {broken} NaN or infinite voxels: expected finite intensities; export it again."
-            )
+        if not torch.isfinite(volume).all():  # not how many: this is the resampled scan
+            raise ValueError(f"{where} has NaN or infinite voxels: expected finite intensities; export it again.")
         voxels = volume.cpu().numpy()
         inside = foreground(voxels)
-        low, high = np.percentile(voxels[inside], PERCENTILES) if inside.any() else (0.0, 0.0)
-        if not high > low:
+        low, high = np.percentile(voxels[inside] if inside.any() else voxels, PERCENTILES)
+        if not inside.any() or not high > low:
             raise ValueError(
                 f"{where} is constant or empty (0.5 and 99.5 percentile of its foreground are {low:g} and {high:g}): "
                 "expected an MR image; check that the right file was given."

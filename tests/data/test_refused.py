@@ -1,6 +1,6 @@
 """Tests of scripts.prepare on made cases: each check that leaves one out, and odd DICOM that must come out right.
 
-The rows are in `made/refusals.py`; `benchmarks/refused.py` prints them as a table of check and message. What single
+The rows are in `made/refusals.py`; `benchmarks/refused.py` writes them into bundle/docs/refused.md. What single
 functions refuse is tested beside them; damaged bytes are in `test_corrupted.py`.
 """
 
@@ -36,11 +36,20 @@ from made.files import touch
 from made.refusals import CASES, prepared, refuse
 from numpy.typing import NDArray
 from pydicom.uid import JPEG2000Lossless
+from refused import line_of_case
 
 from scripts.data.datalist import load_datalist
 from scripts.prepare import main
 
 DATA = Path(__file__).parents[2] / "bundle/scripts/data"
+
+
+def without_numbers(text: str) -> str:
+    """A registration's millimeters differ from computer to computer; the rows above have the numbers that count."""
+    return re.sub(r"[\d.]*\d", "#", text)
+
+
+DOCUMENT = without_numbers((DATA.parents[1] / "docs/refused.md").read_text(encoding="utf-8")).splitlines()
 
 
 @pytest.mark.parametrize("refused", CASES, ids=lambda r: f"{r.source}-{r.check}-{r.made}".replace(" ", "_"))
@@ -51,6 +60,7 @@ def test_refused(tmp_path, refused):
     assert refused.found in shown[0]["found"]
     assert refused.expected in shown[0]["expected"]
     assert {row["check"] for row in rows} == {refused.check}
+    assert without_numbers(line_of_case(refused, rows, tmp_path)) in DOCUMENT
     assert not (tmp_path / "out" / refused.case).exists()
     survivors = list((tmp_path / "out").glob("*/*_T2.nii.gz"))
     assert status == (0 if survivors else 1)

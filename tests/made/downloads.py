@@ -110,6 +110,11 @@ def above(series_affine: NDArray, mm: float) -> NDArray[np.float64]:
     return moved
 
 
+def far(k: int) -> list[float]:
+    """Position of a slice, 12 m from where it should be."""
+    return [float(x) for x in (LPS_FROM_RAS @ head().affine @ [0, 0, k, 1])[:3] + (12000, 0, 0)]
+
+
 def sheared(k: int) -> list[float]:
     """Position of a slice that lies 0.3 mm farther back than the one below."""
     return [float(x) for x in (LPS_FROM_RAS @ head().affine @ [0, 0, k, 1])[:3] + (0, 0.3 * k, 0)]
@@ -190,6 +195,14 @@ def lost_end(root: Path) -> None:
         sop_uids=dict(enumerate(series.sop_uids)),
     )
     series.paths[-1].unlink()
+
+
+def other_rtstruct(root: Path) -> None:
+    """A patient whose structure set was drawn on a series that is not there."""
+    series = download(root, structures={})["t2_tra"]
+    write_rtstruct(
+        root / "rtstruct.dcm", tumor(), series=("9.9.9",), study=series.study_uid, frame_of_reference=series.frame_uid
+    )
 
 
 def unnamed(root: Path) -> None:

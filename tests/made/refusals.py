@@ -28,7 +28,9 @@ from made.downloads import (
     msd,
     nifti,
     odd_header,
+    far,
     other_pixels,
+    other_rtstruct,
     rgb,
     sheared,
     stored,
@@ -186,6 +188,11 @@ def _cases() -> list[Refused]:
             "dicom",
             lambda root: two_in_one(root, affine=make_affine((1.4, 1.4, 3.0), plane="sagittal")),
         ),
+        in_series(
+            "mixed series | a localizer: three planes | orientation ( | one orientation in a series",
+            slices=3,
+            ImageOrientationPatient=lambda k: [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0, -1]][k],
+        ),
         refused(
             "mixed series | two pixel spacings | pixel spacing (1.4, 1.4) | one pixel spacing in a series",
             "dicom",
@@ -223,7 +230,23 @@ def _cases() -> list[Refused]:
         in_series(
             "spacing | slices 40 mm apart | slices 40 mm apart | between slices", affine=make_affine((1.4, 1.4, 40.0))
         ),
+        in_series(
+            "orientation | 12 m away | the first pixel of 000001.dcm lies at | within 10000 mm",
+            ImagePositionPatient=far,
+        ),
         # Pixels
+        in_series("missing attribute | no pixels | 000001.dcm: no PixelData | in every image", PixelData=None),
+        in_series(
+            "missing attribute | no BitsAllocated | 000001.dcm: no BitsAllocated | in every image", BitsAllocated=None
+        ),
+        in_series("unreadable file | BitsAllocated 12 | 000001.dcm: BitsAllocated 12 | such as 16", BitsAllocated=12),
+        refused(
+            "missing attribute | enhanced, no functional group | e.dcm: 0 frames, 0 functional groups | one functional group",
+            "dicom",
+            lambda root: write_enhanced(
+                root / "e.dcm", t2, affine, PerFrameFunctionalGroupsSequence=None, NumberOfFrames=0
+            ),
+        ),
         in_series(
             "color image | RGB | 3 samples per pixel, RGB | one gray value per pixel",
             voxels=np.full((8, 8, 4, 3), 7, dtype=np.uint8),
@@ -279,6 +302,11 @@ def _cases() -> list[Refused]:
         in_vs(
             "unreadable file | contours.json cut off | contours.json: | a JSON file", structures={}, drawn='[{"struct'
         ),
+        refused(
+            "missing contours | RTSTRUCT of another series | no drawing of the tumor | RTSTRUCT",
+            "vs_seg",
+            other_rtstruct,
+        ),
         # Registration
         in_vs("transform | .tfm that scales | matrix [[2.0 | no scaling, shear", tfm="2 0 0 0 2 0 0 0 2 0 0 0"),
         in_vs("unreadable file | .tfm cut off | 1 and 3 fixed parameters | 12 parameters", tfm="1"),
@@ -330,6 +358,8 @@ def _cases() -> list[Refused]:
         in_nifti(
             "label values | halves in the label | {0, 0.5} | whole numbers", "--label-values", "1", label=label / 2
         ),
+        in_nifti("label values | below 0 in the label | {-1, 0} | {0, 1}", label=-label.astype(np.int16)),
+        in_nifti("mask outside head | all tumor | mm outside the head | at most 10%", label=label * 0 + 1),
         in_nifti("orientation | skewed axes | axes whose cosine is | perpendicular axes", T2=(t2, skewed)),
         in_header(
             "spacing | header with two sizes of voxels | "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 
+from scripts.data.text_headers import read_text_header
+
 # What nibabel raises, depending on where a damaged file breaks.
 _READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
 
@@ -35,6 +38,8 @@ LPS_TO_RAS: NDArray[np.float64] = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 # Sizes of voxels that occur, mm; what lies beyond is a damaged or wrongly scaled header.
 SPACING_MM = (0.05, 20.0)
+# Farthest place of a voxel from the origin, mm: beyond, single precision gives no thousandth of a mm.
+FARTHEST_MM = 1e4
 # Largest cosine between two axes.
 AXIS_TOLERANCE = 1e-3
 # pixdim and affine are rounded on their own.
@@ -212,6 +217,9 @@ class NiftiVolume:
         """Values that nibabel has corrected in silence, and other programs correct otherwise or not at all."""
         with nib.openers.ImageOpener(str(self.path)) as stream:
             stored = type(header).from_fileobj(stream, check=False)
+        if stored["sizeof_hdr"] != header["sizeof_hdr"]:
+            found = f"{self.path.name}: a header of {stored['sizeof_hdr']} bytes by its own account"
+            raise CaseError("unreadable file", found, f"sizeof_hdr {header['sizeof_hdr']}")
         for field in ("sform_code", "qform_code"):
             if stored[field] != header[field]:
                 raise CaseError("orientation", f"{self.path.name}: {field} {stored[field]}", "a code from 0 to 5")
@@ -287,10 +295,14 @@ class ItkVolume:
         reader, name = sitk.ImageFileReader(), self.path.name
         reader.SetFileName(str(self.path))
         try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            found = f"{name}: {one_line(error).rpartition('ERROR: ')[2]}"
-            raise CaseError("unreadable file", found, "a NRRD or MetaImage file") from error
+            header = read_text_header(self.path)
+            if not header.unplaced or len(header.sizes) != 3:
+                reader.ReadImageInformation()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CaseError("unreadable file", f"{name}: {one_line(error)}", "a NRRD or MetaImage file") from error
+        if header.unplaced and len(header.sizes) == 3:
+            expected = "a header that says how the scan lies; save it from 3D Slicer, or convert it from DICOM again"
+            raise CaseError("orientation", f"{name}: {header.unplaced}", expected)
         shape = reader.GetSize()
         if len(shape) != 3:
             raise CaseError("not 3-D", f"{name}: {len(shape)}-D, shape {shape}", "a 3-D volume")
@@ -299,9 +311,12 @@ class ItkVolume:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         if "complex" in kind:
             raise CaseError("unreadable file", f"{name}: data type {kind}", "plain numbers")
-        if self.path.suffix.lower() in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
-            expected = "a header that says how the scan lies; save it from 3D Slicer, or convert it from DICOM again"
-            raise CaseError("orientation", f"{name}: no position, the header names no space", expected)
+        if header.units not in ("", "mm"):
+            raise CaseError("spacing", f"{name}: sizes in {header.units}", "mm; convert sizes and positions")
+        if header.announced > header.most:
+            beside = "" if header.data == self.path else f" in {header.data.name}"
+            found = f"{name}: {header.data.stat().st_size} bytes{beside} for shape {shape}"
+            raise CaseError("unreadable file", found, "a complete file")
         check_grid(name, shape, _itk_affine(reader))
         return reader
 
@@ -324,12 +339,13 @@ class ItkVolume:
         try:
             return sitk.GetArrayFromImage(reader.Execute()).T
         except (RuntimeError, MemoryError) as error:
-            found = f"{self.path.name}: {one_line(error).rpartition('ERROR: ')[2]}"
+            found = f"{self.path.name}: {one_line(error)}"
             raise CaseError("unreadable file", found, "a complete file") from error
 
 
 def check_grid(name: str, shape: Sequence[int], affine: NDArray[np.float64]) -> None:
-    """Refuses a grid that is none: spacings beyond `SPACING_MM`, axes that are skewed, no numbers, too few slices.
+    """Refuses a grid that is none: spacings beyond `SPACING_MM`, axes that are skewed, no numbers, a place far
+    beyond any scanner, too few slices.
 
     Args:
         name: of the file.
@@ -338,8 +354,9 @@ def check_grid(name: str, shape: Sequence[int], affine: NDArray[np.float64]) -> 
     """
     columns = affine[:3, :3]
     spacing = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or not (spacing > 0).all():
-        raise CaseError("orientation", f"{name}: affine {affine.tolist()}", "numbers")
+    if not np.isfinite(affine).all():
+        rows = ", ".join(f"[{' '.join(f'{value:.4g}' for value in row)}]" for row in affine[:3])
+        raise CaseError("orientation", f"{name}: affine {rows}", "finite numbers")
     low, high = SPACING_MM[0] * (1 - _ROUNDING), SPACING_MM[1] * (1 + _ROUNDING)
     if spacing.min() < low or spacing.max() > high:
         expected = f"{SPACING_MM[0]} to {SPACING_MM[1]} mm"
@@ -348,6 +365,9 @@ def check_grid(name: str, shape: Sequence[int], affine: NDArray[np.float64]) -> 
     if skew > AXIS_TOLERANCE:
         found = f"{name}: axes whose cosine is {skew:.3g}"
         raise CaseError("orientation", found, f"perpendicular axes, cosine at most {AXIS_TOLERANCE}")
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        found = f"{name}: the first voxel lies at {_times(affine[:3, 3])} mm"
+        raise CaseError("orientation", found, f"a place within {FARTHEST_MM:g} mm of the origin")
     if min(shape) < LEAST_SLICES:
         found = f"{name}: {min(shape)}, shape {tuple(int(size) for size in shape)}"
         raise CaseError("number of slices", found, f"at least {LEAST_SLICES}")
@@ -394,5 +414,13 @@ def corner_distance(shape: Sequence[int], first: NDArray[np.float64], second: ND
 
 
 def one_line(error: BaseException) -> str:
-    """Message of an error without line breaks, its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Message of an error without line breaks, its type where it has none.
+
+    Of what ITK says its classes, addresses and the full path are left out, which may tell a patient.
+    """
+    said = " ".join(str(error).partition("Traceback (most")[0].split()) or type(error).__name__
+    if "SimpleITK" in said:
+        said = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", said.rpartition("ERROR: ")[2])
+        said = re.sub(r"^(\w+: )+", "", said.rpartition("[nrrd] ")[2])
+        said = "damaged, or cut off" if re.search("annot (be )?read", said) else said
+    return said

@@ -156,11 +156,12 @@ def _rescale(data: Dataset) -> tuple[float, float] | None:
 
 
 def text_of(data: Dataset, keyword: str) -> str:
-    """A value as text, decoded by the file's character set; "" where it is missing."""
+    """A value as text, decoded by the file's character set, control signs made spaces; "" where it is missing."""
     value = _value(data, keyword)
     if isinstance(value, MultiValue):
         value = "\\".join(map(str, value))
-    return "" if value is None else str(value).strip(" \0")
+    text = "" if value is None else str(value).strip(" \0")
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _numbers(data: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
@@ -225,7 +226,7 @@ def frames_of(instance: Instance) -> list[Instance]:
     with pydicom_errors(instance):
         data = pydicom.dcmread(instance.path, stop_before_pixels=True, specific_tags=tags, force=True)
         per_frame = data.get("PerFrameFunctionalGroupsSequence") or []
-        if len(per_frame) != instance.frames:
+        if len(per_frame) != instance.frames or not per_frame:
             found = f"{instance}: {instance.frames} frames, {len(per_frame)} functional groups"
             raise CaseError("missing attribute", found, "an enhanced file with one functional group per frame")
         return [_frame(instance, functional_groups(data, index), index) for index in range(instance.frames)]

@@ -53,6 +53,8 @@ LOSSY = frozenset((JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG
 
 # A frame that decompresses to more than this, and to more than this many times its file, is a damaged header.
 _DECOMPRESSED_BYTES, _COMPRESSION = 2**26, 100
+# What pixels cannot be read without.
+_OF_PIXELS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelData")
 # Marker with which JPEG, JPEG-LS and JPEG 2000 end: decoders fill what is cut off with what they like.
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_JPEG = b"\xff\xd8"
@@ -101,11 +103,17 @@ def decode(instance: Instance) -> list[NDArray]:
 
 
 def _check_size(data: Dataset, instance: Instance) -> None:
-    """Refuse sizes that the file cannot hold, before memory is taken for them."""
+    """Refuse sizes that the file cannot hold, before memory is taken for them, and pixels that nothing describes."""
+    if absent := [keyword for keyword in _OF_PIXELS if data.get(keyword) in (None, "")]:
+        found = f"{instance}: no {' and no '.join(absent)}"
+        raise CaseError("missing attribute", found, "pixels, and what they are, in every image")
+    if data.BitsAllocated not in (1, 8, 16, 32, 64):
+        found = f"{instance}: BitsAllocated {data.BitsAllocated}"
+        raise CaseError("unreadable file", found, "a number of bits that pixels have, such as 16")
     length = os.path.getsize(instance.path)
     frames = integer_of(data, "NumberOfFrames") or 1
     claimed = frames * data.Rows * data.Columns * data.SamplesPerPixel * data.BitsAllocated // 8
-    compressed = data.file_meta.TransferSyntaxUID.is_compressed
+    compressed = UID(data.file_meta.TransferSyntaxUID).is_compressed
     if claimed > (max(_DECOMPRESSED_BYTES * frames, _COMPRESSION * length) if compressed else length):
         found = f"{instance}: {length} bytes, for {claimed} bytes of pixels"
         raise CaseError("unreadable file", found, "a complete DICOM file")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scripts.data.dicom.headers import Instance, directions, slice_distances, slice_positions, uid_name
 from scripts.data.dicom.pixels import READABLE
-from scripts.data.volume import CaseError
+from scripts.data.volume import FARTHEST_MM, CaseError
 
 MIN_SLICES = 3
 SPACING_IN_PLANE = (0.05, 5.0)  # mm
@@ -69,6 +69,11 @@ def _missing(slices: Sequence[Instance]) -> Iterator[CaseError]:
         ]
         if absent:
             yield CaseError("missing attribute", f"{one}: no usable {' and no '.join(absent)}", "in every slice")
+            return
+    for one in slices:
+        if max(map(abs, one.position or ())) > FARTHEST_MM:
+            found = f"the first pixel of {one} lies at {_shown(one.position)} mm (LPS)"
+            yield CaseError("orientation", found, f"a place within {FARTHEST_MM:g} mm of the origin")
             return
 
 
