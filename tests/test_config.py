@@ -89,6 +89,7 @@ MISTYPED: list[tuple[str, str, str]] = [
     (f"{TRAIN} --epochs", "", "True, expected a number like 250. A key without a value is True."),
     (TRAIN, "epochs:", "epochs is the null None, expected a number like 250."),
     (TRAIN, "epochs: many", "epochs is the text 'many', expected a number like 250."),
+    (f"{TRAIN} --patch_size 64,64", "", "patch_size has 2 numbers, expected 3 like [128, 128, 16]: x, y, z."),
     (f"{TRAIN} --patch_size 32", "", "patch_size is the number 32, expected a list like [128, 128, 16]."),
     (TRAIN, "inputs: image", "inputs is the text 'image', expected a list like ['image']."),
     (TRAIN, "network_def: {dropout: [0]}", "component like scripts.networks.tissnet.TISSNet. To set one argument, "),

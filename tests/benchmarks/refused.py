@@ -2,8 +2,8 @@
 
     python tests/benchmarks/refused.py > bundle/docs/refused.md
 
-The inputs are those of `tests/made/refused_inputs.py` and `tests/made/refusals.py`. Each goes through its entry point;
-the answer is the sentence that a user gets. `tests/data/test_refused.py` and `test_refused_inputs.py` compare each line.
+The inputs are those of `made/refused_inputs.py` and `made/refusals.py`. Each goes through its entry point;
+the answer is the sentence that a user gets. `test_refused.py` and `test_refused_inputs.py` compare each line.
 """
 
 from __future__ import annotations

@@ -182,6 +182,9 @@ def many_slices(**fields: object) -> Callable[[Path], Path]:
         (compressed_to_little, "unreadable file", r"a.nii.gz: \d+ bytes for shape \(3000", "complete"),
         (with_affine(0, [np.nan, 0, 0]), "orientation", "a.nii: affine .*nan", "numbers"),
         (with_affine(3, [np.inf, 0, 0]), "orientation", "a.nii: affine .*inf", "numbers"),
+        (with_affine(3, [10001, 0, 0]), "orientation", "the first voxel lies at 1e[+]04 x 0 x 0 mm", "within 10000 mm"),
+        (with_header(sizeof_hdr=256), "unreadable file", "a.nii: a header of 256 bytes", "sizeof_hdr 348"),
+        (with_header(srow_x=[0, 0, 0, 0], qform_code=0), "spacing", "voxels of 0 x 0.5 x 1.5 mm", "0.05 to 20.0 mm"),
         (with_affine(1, [0, 0, 0]), "spacing", "a.nii: pixdim 0.5 x 0 x 1.5", "above 0"),
         (with_affine(0, [0.04, 0, 0]), "spacing", "voxels of 0.04 x 0.5 x 1.5 mm", "0.05 to 20.0 mm"),
         (with_affine(2, [0, 0, 20.5]), "spacing", "voxels of 0.5 x 0.5 x 20.5 mm", "0.05 to 20.0 mm"),
@@ -467,9 +470,22 @@ def test_no_memory_for_the_voxels_is_told(tmp_path, monkeypatch):
     assert error_of(NiftiVolume(path).voxels).found == "a.nii.gz: MemoryError"
 
 
+ITK = "Exception thrown in SimpleITK ImageFileReader_Execute: /x/itkImageIO.cxx:410: itk::ERROR:"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(ValueError("two\n  lines"), "two lines"), (EOFError(), "EOFError"), (MemoryError(), "MemoryError")],
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (EOFError(), "EOFError"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("no such tag Traceback (most recent call last): File"), "no such tag"),
+        (
+            RuntimeError(f"{ITK} NrrdImageIO(0x55): Read: Error reading /a/b: [nrrd] _nrrdLoad: got only 4"),
+            "got only 4",
+        ),
+        (RuntimeError(f"{ITK} MetaImageIO(0x55): File cannot be read: /a/b Reason: Success"), "damaged, or cut off"),
+    ],
 )
 def test_one_line(error, line):
     assert one_line(error) == line

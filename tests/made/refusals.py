@@ -20,6 +20,7 @@ from made.downloads import (
     changed_slices,
     cut,
     download,
+    far,
     head,
     htj2k,
     in_air,
@@ -28,7 +29,6 @@ from made.downloads import (
     msd,
     nifti,
     odd_header,
-    far,
     other_pixels,
     other_rtstruct,
     rgb,
@@ -241,7 +241,8 @@ def _cases() -> list[Refused]:
         ),
         in_series("unreadable file | BitsAllocated 12 | 000001.dcm: BitsAllocated 12 | such as 16", BitsAllocated=12),
         refused(
-            "missing attribute | enhanced, no functional group | e.dcm: 0 frames, 0 functional groups | one functional group",
+            "missing attribute | enhanced, no functional group | e.dcm: 0 frames, 0 functional groups | "
+            "one functional group",
             "dicom",
             lambda root: write_enhanced(
                 root / "e.dcm", t2, affine, PerFrameFunctionalGroupsSequence=None, NumberOfFrames=0
