@@ -106,7 +106,8 @@ def _check_size(data: Dataset, instance: Instance) -> None:
     """Refuse sizes that the file cannot hold, before memory is taken for them, and pixels that nothing describes."""
     if absent := [keyword for keyword in _OF_PIXELS if data.get(keyword) in (None, "")]:
         found = f"{instance}: no {' and no '.join(absent)}"
-        raise CaseError("missing attribute", found, "pixels, and what they are, in every image")
+        check = "missing attribute" if "SOPClassUID" in data else "unreadable file"
+        raise CaseError(check, found, "pixels, and what they are, in every image")
     if data.BitsAllocated not in (1, 8, 16, 32, 64):
         found = f"{instance}: BitsAllocated {data.BitsAllocated}"
         raise CaseError("unreadable file", found, "a number of bits that pixels have, such as 16")
