@@ -581,7 +581,7 @@ def head_turned() -> np.ndarray:
 
 def _settings() -> list[Row]:
     def row(values: Mapping[str, Any], answer: str, base: str = "train.json") -> Row:
-        made = " ".join(f"--{key} {value}" for key, value in values.items())
+        made = " ".join(f"{key} = {value}" for key, value in values.items())
         return Row(SETTINGS, f"`{made}`, {base}", None, answer, {"base": base, "values": values})
 
     return [
