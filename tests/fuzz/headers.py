@@ -3,8 +3,8 @@
     python tests/fuzz/headers.py --format nifti --seconds 60
 
 What is found is printed with the bytes that make it again (`--again`). With atheris installed (`pip install atheris`)
-`--guided` steers the bytes towards lines of the readers that none has reached; else they are random. `test_headers.py`
-tries some of each.
+`--guided` lets it choose the bytes, without measuring the readers' lines; else they are random. `test_headers.py` tries
+some of each.
 """
 
 from __future__ import annotations
