@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from scripts.data.inputs import find_inputs
 from scripts.inference.cohort import NAME_BYTES, VOLUME_COLUMNS, Cohort
-from scripts.transforms import LoadScansd, NormalizeForegroundd
+from scripts.loading import LoadScansd
+from scripts.transforms import NormalizeForegroundd
 
 SHAPE = (8, 6, 4)
 SECONDS = "0.1"

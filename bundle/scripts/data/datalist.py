@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance, whole_numbers
+from scripts.data.reading import open_volume
+from scripts.data.volume import CaseError, Volume, corner_distance, whole_numbers
 from scripts.files import whole_file
 
 SECTIONS = ("training", "validation", "testing")
@@ -268,11 +269,16 @@ def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, req
 
 def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[CaseError]:
     """Checks of one entry's files; an image that has no header to speak of is not read again."""
-    volumes = {name: NiftiVolume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
+    files = dict(zip(task.image, entry["image"], strict=True))
     if "target" in entry:
-        volumes[task.target] = NiftiVolume(Path(entry["target"]))
-    volumes["label"] = NiftiVolume(Path(entry["label"]))
-    problems = grid_problems(volumes)
+        files[task.target] = entry["target"]
+    volumes, problems = {}, []
+    for name, file in (*files.items(), ("label", entry["label"])):
+        try:
+            volumes[name] = open_volume(Path(file))
+        except CaseError as error:
+            problems.append(error.of(name))
+    problems += grid_problems(volumes)
     if check == "headers" or problems:
         return [problem.at(entry["case"]) for problem in problems]
     for name, volume in volumes.items():

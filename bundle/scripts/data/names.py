@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.data.datalist import MODALITIES
+from scripts.data.volume import SUFFIXES
 
-SUFFIXES = (".nii.gz", ".nii")  # in any case of letters
+# For expressions on names of files: any suffix of a scan.
+ENDING = f"(?i:{'|'.join(map(re.escape, SUFFIXES))})"
 
 MASK = "a mask, label map or output"
 # Sequences that are weighted as T2 or T1 and look otherwise: what they are called, and how that is written.
@@ -20,7 +22,7 @@ _SUPPRESSED = {
     "FLAIR": r"flair|dark[\W_]?fluid|da-fl(?![a-z])|tirm|irprep|(?<![a-z0-9])t2f(?![a-z0-9])",
     "STIR": r"(?<![a-z])stir(?![a-z])",
 }
-SUPPRESSED = re.compile("|".join(_SUPPRESSED.values()), re.IGNORECASE)
+_ANY_SUPPRESSED = re.compile("|".join(_SUPPRESSED.values()), re.IGNORECASE)
 
 _WORD = re.compile(r"[^\W_]+")
 # key-value pairs of BIDS, none of which is the modality but for ce (contrast agent)
@@ -133,6 +135,18 @@ def read_name(name: str) -> Named:
         return Named(name, other="T1")
     channel = _CHANNEL.search(text)
     return Named(name, other=f"channel {channel[0][1:]} of several (nnU-Net)" if channel else None)
+
+
+def is_called_otherwise(series: str, modality: str) -> bool:
+    """Whether a series' name says that it is something else; many a T1 with contrast agent is just called T1."""
+    says = read_name(series)
+    return (says.modality or says.other) not in (None, modality, "T1" if modality == "ceT1" else None)
+
+
+def is_suppressed(series: str, pattern: str) -> bool:
+    """Whether a series is called FLAIR, dark-fluid, TIRM or STIR, in words of which the pattern for T2 has none."""
+    words = [match[0].lower() for match in _ANY_SUPPRESSED.finditer(series)]
+    return bool(words) and not any(word in pattern.lower() for word in words)
 
 
 def _within(match: re.Match[str], spans: list[tuple[int, int]]) -> bool:

@@ -1,8 +1,8 @@
 """One 3-D volume on disk, whatever its format: the protocol, the error, NIfTI, and what ITK reads (NRRD, MetaImage).
 
 A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
-Preparation, training and inference read files of these formats here; docs/data.md says what is read, what is refused
-and why ("Where a scan lies").
+`reading.open_volume` opens one by its path; docs/data.md says what is read, what is refused and why ("Where a scan
+lies").
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
+
+from scripts.data.detached import data_files
 
 # What nibabel raises, depending on where a damaged file breaks.
 _READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
@@ -51,6 +53,7 @@ _GZIP_MOST = 1032
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES  # of every file that is a scan, in any case of letters
 # NIfTI's codes of units that ITK converts to mm and nibabel does not.
 _OTHER_UNITS = {1: "meter", 3: "micron"}
 # Fields that say where a volume lies, by which every program places it.
@@ -119,6 +122,9 @@ class Volume(Protocol):
     def files(self) -> list[Path]:
         """Every file that the volume is read from, sorted."""
 
+    def warnings(self) -> list[str]:
+        """What a reader should know of the voxels, a sentence each."""
+
 
 @dataclass(frozen=True)
 class NiftiVolume:
@@ -137,6 +143,10 @@ class NiftiVolume:
     def files(self) -> list[Path]:
         """The one file."""
         return [self.path]
+
+    def warnings(self) -> list[str]:
+        """Nothing: what is doubtful is refused."""
+        return []
 
     def open(self) -> nib.Nifti1Image:
         """Header and lazy voxels of the file, dimensions and data type checked.
@@ -273,8 +283,12 @@ class ItkVolume:
     path: Path
 
     def files(self) -> list[Path]:
-        """The one file; numbers that a header of .nhdr or .mhd keeps beside it are not named."""
-        return [self.path]
+        """The file, and those that hold its numbers where it is a header alone."""
+        return sorted({self.path, *(data_files(self.path) if self.path.is_file() else ())})
+
+    def warnings(self) -> list[str]:
+        """Nothing: what is doubtful is refused."""
+        return []
 
     def open(self) -> sitk.ImageFileReader:
         """The header, dimensions, kind of numbers and place checked.
@@ -285,6 +299,9 @@ class ItkVolume:
         if not self.path.is_file():
             raise CaseError("missing file", f"no file {self.path}", "an image")
         reader, name = sitk.ImageFileReader(), self.path.name
+        if gone := [file.name for file in self.files() if not file.is_file()]:
+            found = f"{name}: no file {gone[0]}, which holds its voxels"
+            raise CaseError("missing file", found, "header and voxels side by side")
         reader.SetFileName(str(self.path))
         try:
             reader.ReadImageInformation()
@@ -309,10 +326,6 @@ class ItkVolume:
         """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
         reader = self.open()
         return tuple(reader.GetSize()), _itk_affine(reader)
-
-    def header(self) -> dict[str, NDArray]:
-        """Nothing: the place is in `grid`."""
-        return {}
 
     def voxels(self) -> NDArray:
         """The 3-D array in the order of the grid.
