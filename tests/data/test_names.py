@@ -95,7 +95,9 @@ def test_a_name_without_a_hint_says_nothing(name: str) -> None:
         ("p1.NII.GZ", "p1"),
         ("._p1.nii", None),
         (".nii.gz", None),
-        ("p1.mha", None),
+        ("p1.mha", "p1"),
+        ("p1_T2.NHDR", "p1_T2"),
+        ("p1.raw", None),
         ("notes.txt", None),
     ],
 )

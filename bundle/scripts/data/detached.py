@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 _HEADER_BYTES = 2**16
-_MOST_FILES = 2**14
+_MOST_FILES = 2**12
 _LIST = re.compile(r"LIST\b", re.IGNORECASE)
 _PATTERN = re.compile(r"([^%]*%\d*d[^%]*) +(-?\d+) +(-?\d+) +(-?\d+)(?: +\d)?")
 _FIELD = re.compile(r"(?:data ?file *:|ElementDataFile *=) *(.*)", re.IGNORECASE)
