@@ -188,6 +188,16 @@ def test_one_scan_for_two_modalities_is_refused(tmp_path: Path) -> None:
         load({"case": "7", "image": files})
 
 
+def test_the_rounding_of_a_scaling_is_taken_off_labels_alone(tmp_path: Path) -> None:
+    """A slope of 1/41 makes 0.99999994 of 41, in float32 too."""
+    image = nib.Nifti1Image(np.full((5, 6, 7), 41, np.uint8), np.eye(4))
+    image.header.set_slope_inter(1 / 41, 0)
+    nib.save(image, tmp_path / "a.nii.gz")
+    both = LoadScansd(["image", "label"], labels="label")({key: tmp_path / "a.nii.gz" for key in ("image", "label")})
+    assert both["image"].unique().tolist() == [pytest.approx(1, abs=1e-6)] != [1]
+    assert both["label"].unique().tolist() == [1]
+
+
 def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path) -> None:
     files = [write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "b.nii.gz", shift=0.05, seed=1)]
     assert load({"image": files})["image"].shape == (2, 5, 6, 7)

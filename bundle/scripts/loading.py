@@ -17,7 +17,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from scripts.data.datalist import GRID_TOLERANCE_MM
 from scripts.data.reading import open_volume
-from scripts.data.volume import SUFFIXES, CaseError, NiftiVolume, Volume, corner_distance
+from scripts.data.volume import SUFFIXES, CaseError, NiftiVolume, Volume, corner_distance, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class LoadScansd(MapTransform):
 
     Args:
         keys: entries with a path or a list of paths of 3-D images.
+        labels: those of them that are masks: what a scaling has rounded, 0.9999999 for 1, is made whole.
         allow_missing_keys: whether a missing key is passed over.
 
     Raises:
@@ -79,8 +80,9 @@ class LoadScansd(MapTransform):
         ValueError: the files lie on different grids; names case and files.
     """
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, *, labels: KeysCollection = (), allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.labels = ensure_tuple(labels)
         self.load = LoadImage(reader=ScanReader(), image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -103,6 +105,8 @@ class LoadScansd(MapTransform):
                     found = f"{name_of(d)}: {files[one].name} and {files[other].name} have the same voxels"
                     raise CaseError("same image", found, "one image per modality; a file was copied or named wrongly")
             d[key] = first if len(images) == 1 else torch.cat([*images])
+            if key in self.labels:
+                d[key].copy_(torch.from_numpy(whole_numbers(d[key].numpy())))
             if notes:
                 # One text: batches of cases cannot have tuples of several lengths.
                 d[key].meta[NOTES] = ("; ".join(notes),)

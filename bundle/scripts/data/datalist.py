@@ -307,6 +307,8 @@ def _refuse(path: Path, problems: Sequence[CaseError]) -> None:
         return
     lines = [f"{path}: {len(problems)} problem" + ("s" if len(problems) > 1 else "")]
     for problem in problems:
-        advice = _ADVICE.get(problem.check, "correct it")
-        lines.append(f"  {problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}; {advice}")
+        advice = (
+            "" if ";" in problem.expected else f"; {_ADVICE.get(problem.check, 'correct it')}"
+        )  # it says what to do
+        lines.append(f"  {problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}{advice}")
     raise ValueError("\n".join(lines))
