@@ -194,7 +194,8 @@ def test_the_rounding_of_a_scaling_is_taken_off_labels_alone(tmp_path: Path) -> 
     image.header.set_slope_inter(1 / 41, 0)
     nib.save(image, tmp_path / "a.nii.gz")
     both = LoadScansd(["image", "label"], labels="label")({key: tmp_path / "a.nii.gz" for key in ("image", "label")})
-    assert both["image"].unique().tolist() == [pytest.approx(1, abs=1e-6)] != [1]
+    (value,) = both["image"].unique().tolist()
+    assert value != 1 and value == pytest.approx(1, abs=1e-6)
     assert both["label"].unique().tolist() == [1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.data.names import misnamed
 from scripts.data.reading import open_volume
 from scripts.data.volume import CaseError, Volume, corner_distance, whole_numbers
 from scripts.files import whole_file
 
+logger = logging.getLogger(__name__)
+
 SECTIONS = ("training", "validation", "testing")
-MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 
 # Largest distance, in mm, between the same corner voxel of two volumes of one case.
 GRID_TOLERANCE_MM = 0.1
@@ -100,8 +103,12 @@ def load_datalist(
     folder = path.resolve().parent
     datalist = {name: [_absolute(entry, folder) for entry in content[name]] for name in SECTIONS}
     if check is not None:
+        named = TASKS[content["task"]]
         entries = [entry for name in (SECTIONS if section is None else (section,)) for entry in datalist[name]]
-        _refuse(path, [p for entry in entries for p in _file_problems(entry, TASKS[content["task"]], check)])
+        _refuse(path, [p for entry in entries for p in _file_problems(entry, named, check)])
+        images = [pair for entry in entries for pair in zip(named.image, map(Path, entry["image"]), strict=True)]
+        for sentence in misnamed(images + [(named.target, Path(e["target"])) for e in entries if "target" in e]):
+            logger.warning("%s: %s", path, sentence)
     if task is not None and content["task"] != task:
         raise ValueError(
             f"{path} is a datalist of task {content['task']!r}, expected {task!r}; give the data prepared for it, or "

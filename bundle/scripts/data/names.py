@@ -6,12 +6,13 @@ Nothing is opened. A name that says too little or two things at once is never gu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.datalist import MODALITIES
 from scripts.data.volume import SUFFIXES
+
+MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 
 # For expressions on names of files: any suffix of a scan.
 ENDING = f"(?i:{'|'.join(map(re.escape, SUFFIXES))})"
@@ -141,6 +142,24 @@ def is_called_otherwise(series: str, modality: str) -> bool:
     """Whether a series' name says that it is something else; many a T1 with contrast agent is just called T1."""
     says = read_name(series)
     return (says.modality or says.other) not in (None, modality, "T1" if modality == "ceT1" else None)
+
+
+def misnamed(files: Iterable[tuple[str, Path]]) -> list[str]:
+    """A sentence for each kind of files that somebody has named as a modality and that are called another, or masks.
+
+    Args:
+        files: modality and file.
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for modality, path in files:
+        named = read_file_name(path)
+        says = named and (named.modality or (named.other if named.other == MASK else None))
+        if says and says not in (modality, "T1" if modality == "ceT1" else None):
+            found.setdefault((modality, says), []).append(path)
+    return [
+        f"{len(paths)} files are given as {modality} and called {says}, such as {paths[0]}: look whether that is meant"
+        for (modality, says), paths in found.items()
+    ]
 
 
 def is_suppressed(series: str, pattern: str) -> bool:

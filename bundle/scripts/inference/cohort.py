@@ -216,7 +216,7 @@ class Cohort:
             raise ValueError(case.problem)
         if broken := [path for path in case.files if path.is_symlink() and not path.exists()]:
             raise FileNotFoundError(f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: fetch it.")
-        files = [file for path in case.files for file in open_volume(path).files()]
+        files = [file for path in case.files for file in open_volume(path).files() if file.is_file()]
         self._inputs = [{"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files]
         if not self.resume:
             return False

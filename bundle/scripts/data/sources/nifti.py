@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
-from scripts.data.datalist import MODALITIES, TASKS
-from scripts.data.names import stem_of
+from scripts.data.datalist import TASKS
+from scripts.data.names import MODALITIES, misnamed, stem_of
 from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity
 from scripts.data.sources.registry import Found, Options
@@ -24,7 +24,8 @@ _PATTERN_EXAMPLE = 'such as "{case}/T2*.nii.gz"'
 def find(folders: Sequence[Path], options: Options) -> Found:
     """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     cases, problems = find_nifti(folders[0], options.patterns, label_values=options.label_values)
-    return Found(nifti_jobs(cases, options), problems)
+    images = ((name, file) for case in cases for name, image in case.images.items() for file in image.files())
+    return Found(nifti_jobs(cases, options), problems, notes=misnamed(images))
 
 
 def tumor_labels(values: Collection[int] | None = None) -> LabelValues:
