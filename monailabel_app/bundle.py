@@ -323,6 +323,25 @@ class ServedBundle:
         raise AssertionError("the processor either answers or raises")
 
 
+def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Reads a folder of one DICOM series as the bundle's commands do; a bundle must have been loaded.
+
+    Returns:
+        voxels (X, Y, Z), the affine to RAS millimeters, and sentences on how they came about, such as lossy.
+
+    Raises:
+        InputError: no volume, or one with a gap, of several sizes, damaged, ...
+    """
+    from scripts.data.reading import open_volume
+
+    try:
+        series = open_volume(folder)
+        _, affine = series.grid()
+        return series.voxels(), affine, series.warnings()
+    except ValueError as error:
+        raise InputError(f"The series cannot be used. {error}") from error
+
+
 def load_models(conf: Mapping[str, str]) -> dict[str, ServedBundle]:
     """The models that a server's options name, see `Conf`.
 

@@ -226,6 +226,10 @@ def write_nifti(path: Path, voxels: np.ndarray, *, affine: np.ndarray | None = N
     """Writes a NIfTI file on the grid of an affine, or with the header of another file."""
     header: Any = None if like is None else nib.load(like).header  # type: ignore[attr-defined]
     image = nib.Nifti1Image(voxels, affine, header)
+    if affine is not None:
+        image.header.set_xyzt_units("mm")
+        image.set_qform(affine, code="scanner")
+        image.set_sform(affine, code="scanner")
     image.set_data_dtype(voxels.dtype)
     nib.save(image, path)
 

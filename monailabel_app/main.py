@@ -25,7 +25,7 @@ if str(APP.parent) not in sys.path:
 
 from monailabel_app.bundle import DEMONSTRATION, load_models  # noqa: E402
 from monailabel_app.errors import InputError, NotFound  # noqa: E402
-from monailabel_app.store.cases import source_files  # noqa: E402
+from monailabel_app.store.cases import source_images  # noqa: E402
 from monailabel_app.store.dicom_store import open_store  # noqa: E402
 from monailabel_app.store.shared import mend, share  # noqa: E402
 from monailabel_app.tasks.batch import TISSNetBatchInferTask  # noqa: E402
@@ -119,11 +119,14 @@ class TISSNetApp(MONAILabelApp):
                     + ", ".join(f"NAME_{m}" for m in sources)
                     + ", then open one of them."
                 )
-            image_id, files, case = None, [Path(upload)], "the uploaded scan"
+            image_id, files, case, said = None, [Path(upload)], "the uploaded scan", []
         else:
             image_id = str(request.get("image") or "")
-            files, case = source_files(store, image_id, sources), image_id
+            images, case = source_images(store, image_id, sources), image_id
+            files = [Path(store.get_image_uri(image)) for image in images]
+            said = [note for image in images for note in store.get_image_info(image).get("notes", ())]
         answer = task.answer(files, request, case=case)
+        answer.params["notes"] += said
         label = str(answer.mask)
         tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
         try:

@@ -181,6 +181,7 @@ def test_train_and_inference_share_network_and_preprocessing() -> None:
         for transform in transforms:
             index = transform["keys"].index("image")
             assert transform.pop("allow_missing_keys") == "$not @require_target"  # the others than image
+            assert transform.pop("labels", "label") == "label"
             of_image = {k: v[index] if k == "mode" and isinstance(v, list) else v for k, v in transform.items()}
             reduced.append(of_image | {"keys": "image"})
         return reduced

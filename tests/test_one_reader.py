@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from scripts.data.volume import FORMS_AGREE_MM, CaseError, NiftiVolume
 from scripts.inference.writer import SourceHeaderWriter
-from scripts.transforms import LoadScansd
+from scripts.loading import LoadScansd
 
 SAME_MM = 1e-3  # output and source
 ITK_MM = 2 * FORMS_AGREE_MM  # ITK and the reader: another form, with the sizes of pixdim

@@ -15,6 +15,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from made.dicom import make_affine, make_voxels, write_series
 from made.files import save
 from made.outcomes import digest
 
@@ -261,6 +263,91 @@ def test_overwrite(tmp_path):
         prepare_source(*arguments, "glioma")
     prepare_source(*arguments, "surrogate_t2_cet1", overwrite=True)
     assert load_datalist(tmp_path / "out/datalist.json")["task"] == "surrogate_t2_cet1"
+
+
+def test_a_second_run_into_the_folder_changes_nothing_or_says_what(tmp_path, caplog):
+    """Of the source without a datalist, which asks for no --overwrite."""
+    output = tmp_path / "out"
+
+    def run(folder: str, seed: int, patient: str) -> dict[str, str]:
+        caplog.clear()
+        if not (tmp_path / folder).exists():
+            write_series(tmp_path / folder, make_voxels() + seed, make_affine(), patient=patient)
+        assert prepare_source("dicom", tmp_path / folder, output, "vs") == {"scans": 1, "excluded": 0}
+        return digest(output)
+
+    first = run("a", 0, "p1")
+    stamps = {path: path.stat().st_mtime_ns for path in (output / "p1").iterdir()}
+    assert run("a", 0, "p1") == first and {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert "earlier runs" not in caplog.text
+    second = run("b", 1, "p2")
+    assert f"{output}: 1 cases of earlier runs are still there: p1; remove what is not wanted" in caplog.text
+    assert second["p1/p1_T2.nii.gz"] == first["p1/p1_T2.nii.gz"] and "p2/p2_T2.nii.gz" in second
+    third = run("c", 2, "p1")
+    assert f"{output}: 1 cases of earlier runs were made of other files and are replaced: p1" in caplog.text
+    assert third["p1/p1_T2.nii.gz"] != first["p1/p1_T2.nii.gz"]
+
+
+FILES = ("T2", "ceT1", "label")
+
+
+def files_of_a_case(folder: Path, suffix: str) -> dict[str, np.ndarray]:
+    """T2, ceT1 and label of a case, each as `<folder>/p1/<name><suffix>`; their voxels."""
+    rngs = {name: np.random.default_rng(seed) for seed, name in enumerate(FILES)}
+    voxels = {name: rng.integers(0, 900, (9, 8, 7)).astype(np.int16) for name, rng in rngs.items()}
+    voxels["label"] = (voxels["label"] > 800).astype(np.int16)
+    for name, values in voxels.items():
+        save(plain := folder.parent / f"plain/{name}.nii.gz", values, AFFINE)
+        path = folder / f"p1/{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".NII.GZ":
+            path.write_bytes(plain.read_bytes())
+        else:
+            sitk.WriteImage(sitk.ReadImage(str(plain)), str(path))
+    return voxels
+
+
+@pytest.mark.parametrize("register", [False, True])
+@pytest.mark.parametrize("suffix", [".NII.GZ", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_every_format_is_prepared_alike(tmp_path, suffix, register):
+    voxels = files_of_a_case(tmp_path / "in", suffix)
+    patterns = {name: f"{{case}}/{name}{suffix}" for name in FILES}
+    options = Options("vs", patterns=patterns, register=register)
+    assert prepare_source("nifti", tmp_path / "in", tmp_path / "out", options)["training"] == 1
+    for name in FILES:
+        written = nib.load(tmp_path / f"out/p1/p1_{name}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj), voxels[name])
+        np.testing.assert_allclose(written.affine, AFFINE, atol=1e-4)
+    load_datalist(tmp_path / "out/datalist.json", check="voxels")
+
+
+def test_links_to_blobs_are_prepared_by_their_own_names(tmp_path):
+    """As Hugging Face's cache and DVC keep files."""
+    voxels = files_of_a_case(tmp_path / "real", ".NII.GZ")
+    (tmp_path / "blobs").mkdir()
+    for number, name in enumerate(FILES):
+        (tmp_path / f"real/p1/{name}.NII.GZ").rename(tmp_path / f"blobs/{number:040x}")
+        (tmp_path / "in/p1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"in/p1/{name}.nii.gz").symlink_to(f"../../blobs/{number:040x}")
+    options = Options("vs", patterns={name: f"{{case}}/{name}.nii.gz" for name in FILES})
+    assert prepare_source("nifti", tmp_path / "in", tmp_path / "out", options)["training"] == 1
+    for name in FILES:
+        path = tmp_path / f"out/p1/p1_{name}.nii.gz"
+        assert not path.is_symlink()
+        np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), voxels[name])
+
+
+@pytest.mark.parametrize("other", [".nii", ".nrrd"])
+def test_two_files_for_one_modality_are_named(tmp_path, other):
+    files_of_a_case(tmp_path / "in", ".nii.gz")
+    files_of_a_case(tmp_path / "in", other)
+    options = Options("vs", patterns={name: f"{{case}}/{name}.n*" for name in FILES})
+    with pytest.raises(ValueError, match="none of the cases can be used"):
+        prepare_source("nifti", tmp_path / "in", tmp_path / "out", options)
+    with (tmp_path / "out/excluded.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    both = sorted(str(tmp_path / f"in/p1/T2{suffix}") for suffix in (".nii.gz", other))
+    assert (row["check"], row["found"]) == ("ambiguous files", f"T2 in {both[0]} and {both[1]}")
 
 
 def test_a_full_disk_leaves_no_datalist_and_no_part_of_a_case(tmp_path, monkeypatch, caplog):

@@ -676,7 +676,7 @@ WRONG: dict[str, tuple[list[str], Settings, str]] = {
     "inference on nothing": (
         INFER,
         lambda at: {"dataset_dir": str(at["tmp"] / "none")},
-        "none does not exist: give a NIfTI file or a folder with <case>_T2.nii.gz.",
+        "none does not exist: give a scan or a folder with <case>_T2.nii.gz.",
     ),
     "inference on an empty folder": (
         INFER,

@@ -23,6 +23,7 @@ from PIL import Image
 
 from scripts.data.datalist import prepared_name
 from scripts.data.page import overview_path
+from scripts.data.reading import open_volume
 from scripts.data.volume import NiftiVolume
 
 TRUTH_COLOR = "#ffff00"
@@ -204,33 +205,30 @@ def case_picture(
     turn = nib.io_orientation(affine)
     turned = {name: nib.apply_orientation(image, turn) for name, image in images.items()}
     inside = None if mask is None else nib.apply_orientation(np.asarray(mask) != 0, turn)
-    voxel = np.empty(3)
-    voxel[turn[:, 0].astype(int)] = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    _draw_panels(path, turned, {} if inside is None or not inside.any() else {"ground truth": inside}, voxel)
+    drawn = {} if inside is None or not inside.any() else {"ground truth": inside}
+    _draw_panels(path, turned, drawn, _sizes(np.asarray(affine), turn))
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Read a 3-D NIfTI file in the order nearest to RAS.
+    """Read a 3-D scan, mask or map in the order nearest to RAS.
 
     Returns:
         the array (X, Y, Z) and its voxel size in mm.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a 3-D image.
+        CaseError: what `reading.open_volume` refuses.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a NIfTI image.")
-    try:
-        image: Any = nib.as_closest_canonical(nib.load(path))
-    except nib.filebasedimages.ImageFileError as error:
-        raise ValueError(f"{path}: found a file that nibabel cannot read ({error}); expected a NIfTI image.") from error
-    array = np.asarray(image.dataobj)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise ValueError(f"{path}: found shape {array.shape}; expected a 3-D image.")
-    return array, tuple(float(size) for size in image.header.get_zooms()[:3])
+    volume = open_volume(Path(path))
+    _, affine = volume.grid()
+    turn = nib.io_orientation(affine)
+    return nib.apply_orientation(volume.voxels(), turn), tuple(float(size) for size in _sizes(affine, turn))
+
+
+def _sizes(affine: NDArray[np.float64], turn: NDArray) -> NDArray[np.float64]:
+    """Voxel size in mm along the axes of a volume that is turned."""
+    sizes = np.empty(3)
+    sizes[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return sizes
 
 
 def _draw_panels(

@@ -1,32 +1,23 @@
-"""Dictionary transforms that MONAI lacks: scans of a case, working grid, normalization, the paper's crop, outputs."""
+"""Dictionary transforms that MONAI lacks: siblings, working grid, normalization, the paper's crop, outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader, MetaTensor
-from monai.transforms import Invertd, InvertibleTransform, LoadImage, MapTransform, Orientation, SpatialCrop, Transform
-from monai.utils import MetaKeys, SpaceKeys, TraceKeys, ensure_tuple
+from monai.data import MetaTensor
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, Orientation, SpatialCrop, Transform
+from monai.utils import TraceKeys
 from nibabel.orientations import io_orientation
 
-from scripts.data.datalist import GRID_TOLERANCE_MM, TASKS
+from scripts.data.datalist import TASKS
 from scripts.data.inputs import find_inputs, refuse_name
 from scripts.data.plausibility import foreground
-from scripts.data.volume import (
-    ITK_SUFFIXES,
-    LEAST_SLICES,
-    NIFTI_SUFFIXES,
-    CaseError,
-    ItkVolume,
-    NiftiVolume,
-    corner_distance,
-)
+from scripts.loading import name_of
 from scripts.networks.tissnet import COARSE, ERROR, OUTSIDE, PRED, name_outputs, output_names, outputs_of, refine
 from scripts.networks.unet2d5 import BACKGROUND
 
@@ -68,100 +59,6 @@ class FindSiblingsd(MapTransform):
         return d
 
 
-class ScanReader(ImageReader):
-    """MONAI's door to `data.volume`: its affine, its checks and its sentences, in place of MONAI's own.
-
-    MONAI's reader of NIfTI takes an unset qform where pixdim is rounded, and a guess where no position is stored.
-    `read` opens nothing, as MONAI goes on with another reader where it raises.
-    """
-
-    def verify_suffix(self, filename: Any) -> bool:
-        return all(str(name).lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES) for name in ensure_tuple(filename))
-
-    def read(self, data: Any, **kwargs: Any) -> NiftiVolume | ItkVolume:
-        (file,) = ensure_tuple(data)
-        itk = str(file).lower().endswith(ITK_SUFFIXES)
-        return (ItkVolume if itk else NiftiVolume)(Path(file))
-
-    def get_data(self, img: NiftiVolume | ItkVolume) -> tuple[np.ndarray, dict[str, Any]]:
-        """Voxels (X, Y, Z) and the metadata that MONAI's transforms expect.
-
-        Raises:
-            CaseError: a file that `data.volume` refuses.
-        """
-        shape, affine = img.grid()
-        meta: dict[str, Any] = dict(img.header())
-        if "pixdim" in meta:
-            meta["original_pixdim"] = meta["pixdim"].copy()
-        meta |= {
-            MetaKeys.AFFINE: affine,
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.asarray(shape),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
-        }
-        return img.voxels(), meta
-
-
-class LoadScansd(MapTransform):
-    """Loads the scans of a case; a list of files becomes the channels of one image, on the grid of the first.
-
-    `ScanReader` reads each file, MONAI's own readers a folder of DICOM. MONAI's stacking refuses affines that differ by
-    rounding, and its errors name neither case nor file.
-
-    Args:
-        keys: entries with a path or a list of paths of 3-D images.
-        allow_missing_keys: whether a missing key is passed over.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        CaseError: a file that `data.volume` refuses; names case and file.
-        ValueError: a folder cannot be read or is not 3-D, or the files lie on different grids; names case and file.
-    """
-
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
-        self.reader = ScanReader()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            files = [d[key]] if isinstance(d[key], str | Path) else list(d[key])
-            images = [self._load(file, name_of(d)) for file in files]
-            first = images[0]
-            for file, image in zip(files, images, strict=True):
-                same_shape = image.shape == first.shape
-                distance = corner_distance(first.shape[1:], image.affine.numpy(), first.affine.numpy())
-                if not same_shape or distance > GRID_TOLERANCE_MM:
-                    raise ValueError(
-                        f"{name_of(d)}: {file} is not on the grid of {files[0]} (shapes {tuple(image.shape[1:])} and "
-                        f"{tuple(first.shape[1:])}, {distance:.3g} mm apart): expected the scans of a case on one "
-                        "grid; register and resample them."
-                    )
-            d[key] = first if len(images) == 1 else torch.cat([*images])
-        return d
-
-    def _load(self, file: str | Path, name: str) -> MetaTensor:
-        if not Path(file).exists():
-            raise FileNotFoundError(f"{name}: {file} does not exist: expected a 3-D image.")
-        try:
-            image: Any = self.load(file, None if Path(file).is_dir() else self.reader)
-        except CaseError as error:
-            raise error.of(name) from error
-        except (OSError, EOFError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{name}: {file} cannot be read ({error}): expected a 3-D image; replace the file."
-            ) from error
-        if image.ndim != 4 or len(image) != 1:
-            shape = tuple(image.meta.get("spatial_shape", image.shape[1:]))
-            raise ValueError(
-                f"{name}: {file} has {len(image)} channel(s) of shape {tuple(int(n) for n in shape)}: expected one 3-D "
-                "volume; give one file per modality."
-            )
-        return image
-
-
 def working_axcodes(affine: np.ndarray) -> str:
     """Names the orientation of the working grid: the coarsest axis last, the others in the order R, A, S.
 
@@ -193,7 +90,7 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
         allow_missing_keys: whether a missing key is passed over.
 
     Raises:
-        ValueError: no 3-D volume, fewer than three slices, or two channels that are the same scan.
+        ValueError: no 3-D volume.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -205,17 +102,6 @@ class OrientToWorkingGridd(MapTransform, InvertibleTransform):
                     f"{key} of {name_of(d)} has shape {tuple(image.shape)}: expected a 3-D volume, "
                     "channel first (C, X, Y, Z)."
                 )
-            if min(image.shape[1:]) < LEAST_SLICES:
-                raise ValueError(
-                    f"{key} of {name_of(d)} has {' x '.join(map(str, image.shape[1:]))} voxels: expected at least "
-                    f"{LEAST_SLICES} slices of a head; give the whole volume."
-                )
-            for first, second in combinations(range(len(image)), 2):
-                if torch.equal(image[first], image[second]):
-                    raise ValueError(
-                        f"channels {first} and {second} of {key} of {name_of(d)} are the same scan: expected one scan "
-                        "of each modality; a file was copied or named wrongly."
-                    )
             codes = working_axcodes(image.affine.cpu().numpy())
             d[key] = _shared_trace(Orientation(axcodes=codes, labels=None)(image))
         return d
@@ -458,13 +344,3 @@ class ToDisplayRanged(MapTransform):
             if isinstance(d[key], MetaTensor):
                 d[key].meta["descrip"] = np.array(b"synthetic, 0 to 1000")
         return d
-
-
-def name_of(data: Mapping[Hashable, Any]) -> str:
-    """Names a sample for an error message: its case id, else its image's file."""
-    if "case" in data:
-        return f"case {data['case']}"
-    image = data.get("image")
-    if isinstance(image, MetaTensor):
-        return Path(str(image.meta.get("filename_or_obj", "unknown"))).name
-    return "an unnamed sample"

@@ -101,7 +101,12 @@ def start_image(datastore: Datastore, image_id: str, sources: Sequence[str]) -> 
 
 
 def source_files(datastore: Datastore, image_id: str, sources: Sequence[str]) -> list[Path]:
-    """The files of a case's source scans, in the order of `sources`.
+    """The files of a case's source scans, in the order of `sources`; errors as of `source_images`."""
+    return [Path(datastore.get_image_uri(image)) for image in source_images(datastore, image_id, sources)]
+
+
+def source_images(datastore: Datastore, image_id: str, sources: Sequence[str]) -> list[str]:
+    """The ids of a case's source scans, in the order of `sources`.
 
     Raises:
         NotFound: there is no such image.
@@ -112,7 +117,7 @@ def source_files(datastore: Datastore, image_id: str, sources: Sequence[str]) ->
     found = siblings(datastore, image_id)
     wanted = " and ".join(sources)
     if not found and len(sources) == 1:
-        return [Path(datastore.get_image_uri(image_id))]
+        return [image_id]
     if not found:
         raise InputError(
             f"This model needs {wanted} of one patient, and {image_id!r} does not say which it is: upload the scans as "
@@ -130,4 +135,4 @@ def source_files(datastore: Datastore, image_id: str, sources: Sequence[str]) ->
             + ", ".join(f"{case_of(image_id)[0]}_{m}" for m in missing)
             + "."
         )
-    return [Path(datastore.get_image_uri(found[modality])) for modality in sources]
+    return [found[modality] for modality in sources]

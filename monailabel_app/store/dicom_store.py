@@ -19,13 +19,15 @@ import requests
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
-from monailabel.datastore.utils.convert import binary_to_image, dicom_to_nifti
+from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 
+from monailabel_app.bundle import read_series
 from monailabel_app.errors import Busy, NotFound
+from monailabel_app.images import write_nifti
 from monailabel_app.store.dicom_seg import dicom_seg
 
 logger = logging.getLogger(__name__)
@@ -213,7 +215,14 @@ class TISSNetDICOMStore(DICOMWebDatastore):
         return chosen
 
     def get_image_uri(self, image_id: str) -> str:
-        """The series as NIfTI (or its folder, where the server is told so), fetched unless it is there in full."""
+        """The series as NIfTI (or its folder, where the server is told so), fetched unless it is there in full.
+
+        What is to be said of its images, such as a lossy compression, is in the image's info: notes.
+
+        Raises:
+            NotFound, Busy: as the archive answers.
+            InputError: the series is no volume that `read_series` takes.
+        """
         count = self._count_of(image_id)
         with self._fetching:
             folder = Path(os.path.realpath(os.path.join(self._datastore.image_path(), image_id)))
@@ -224,11 +233,10 @@ class TISSNetDICOMStore(DICOMWebDatastore):
                 return str(folder)
             volume = Path(f"{folder}.nii.gz")
             if not volume.is_file():
-                made = dicom_to_nifti(str(folder))
-                try:
-                    self._keep_image(image_id, made, self._dicom_info(image_id))
-                finally:
-                    Path(made).unlink()
+                voxels, affine, notes = read_series(folder)
+                with tempfile.TemporaryDirectory(prefix="tissnet_") as made:
+                    write_nifti(file := Path(made) / "scan.nii.gz", voxels, affine=affine)
+                    self._keep_image(image_id, str(file), {**self._dicom_info(image_id), "notes": notes})
             return str(volume)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:

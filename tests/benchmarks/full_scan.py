@@ -58,7 +58,7 @@ def phantoms(size: str, cases: int) -> Any:
 
 
 def prepared(config: ConfigParser, data: Path) -> Any:
-    from scripts.transforms import LoadScansd
+    from scripts.loading import LoadScansd
 
     load = LoadScansd(["image", "label"])
     for entry in load_datalist(str(data / "datalist.json"), section="testing", task=config["task"]):

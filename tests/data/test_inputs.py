@@ -1,13 +1,16 @@
 """Tests of scripts.data.inputs: which files of a folder are a case to segment, and what is refused.
 
-Nothing is read here, so files are empty. Spellings are in test_names.py, inference itself in test_workflows.py.
+Only series of DICOM are read here; other files are empty. Spellings are in test_names.py, inference itself in
+test_workflows.py.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from made.dicom import write_small
 
 from scripts.data.inputs import find_inputs, refuse_name
 
@@ -22,7 +25,19 @@ def entry(case: str, *files: Path) -> dict[str, object]:
     return {"case": case, "image": [str(file.resolve()) for file in files]}
 
 
-@pytest.mark.parametrize("name", ["p1_T2.nii.gz", "p1_T2.nii", "p1.nii.gz", "p1_hrT2.NII.GZ", "p1-t2w.nii"])
+ONE_CASE = (
+    "p1_T2.nii.gz",
+    "p1_T2.nii",
+    "p1.nii.gz",
+    "p1_hrT2.NII.GZ",
+    "p1-t2w.nii",
+    "p1_T2.nrrd",
+    "p1.mhd",
+    "p1_t2.NHDR",
+)
+
+
+@pytest.mark.parametrize("name", ONE_CASE)
 def test_a_file_is_a_case(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name, "p2_T2.nii.gz", "p1_ceT1.nii.gz")
     assert find_inputs(tmp_path / name, "vs") == [entry("p1", tmp_path / name)]
@@ -136,7 +151,7 @@ def test_what_is_called_otherwise_is_refused_alone(tmp_path: Path, name: str) ->
 
 
 def test_what_is_called_otherwise_is_passed_over_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, *(f"{name}.nii.gz" for name in OTHERS), "p9_T2.nii.gz", "scan.nii.gz", "p2_T2.nrrd")
+    touch(tmp_path, *(f"{name}.nii.gz" for name in OTHERS), "p9_T2.nii.gz", "scan.nii.gz", "p2_T2.png")
     with caplog.at_level("INFO"):
         assert find_inputs(tmp_path, "vs") == [entry("p9", tmp_path / "p9_T2.nii.gz")]
     (said,) = [record.message for record in caplog.records]
@@ -144,7 +159,7 @@ def test_what_is_called_otherwise_is_passed_over_and_named(tmp_path: Path, caplo
         f"9 files passed over in {tmp_path}: 1 FLAIR (p1_flair.nii.gz); 1 T1 (sub-01_T1w.nii.gz); 2 a mask, label map "
         "or output (p1_T2_seg.nii.gz, sub-01_desc-brain_mask.nii.gz); 2 ceT1 (p1_t1ce.nii.gz, "
         "sub-01_ce-gadolinium_T1w.nii.gz); 1 channel 0000 of several (nnU-Net) (p1_0000.nii.gz); 1 names that do not "
-        "say which modality they are (scan.nii.gz); 1 no NIfTI (p2_T2.nrrd)"
+        "say which modality they are (scan.nii.gz); 1 no image (p2_T2.png)"
     )
 
 
@@ -173,11 +188,13 @@ def test_a_file_of_another_modality_is_refused(tmp_path: Path) -> None:
         find_inputs(tmp_path / "p1_FLAIR.nii.gz", "vs")
 
 
-@pytest.mark.parametrize("other", ["p1_T2.nii", "p1-t2.nii.gz", "p1_T2.NII.GZ"])
-def test_two_files_for_one_modality_are_refused(tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize("given", ["", "p1_T2.nii.gz"])
+@pytest.mark.parametrize("other", ["p1_T2.nii", "p1-t2.nii.gz", "p1_T2.NII.GZ", "p1_T2.mha"])
+def test_two_files_for_one_modality_are_refused(tmp_path: Path, other: str, given: str) -> None:
     touch(tmp_path, "p1_T2.nii.gz", other)
-    with pytest.raises(ValueError, match=r"case p1 has two T2 files, .*: keep one"):
-        find_inputs(tmp_path, "vs")
+    names = sorted(str(tmp_path / name) for name in (other, "p1_T2.nii.gz"))
+    with pytest.raises(ValueError, match=re.escape(f"case p1 has two T2 files, {names[0]} and {names[1]}: keep one")):
+        find_inputs(tmp_path / given, "vs")
     touch(tmp_path, "p2_T2.nii.gz")
     doubled, whole = find_inputs(tmp_path, "vs", keep_incomplete=True)
     assert str(doubled["problem"]).startswith("case p1 has two T2 files") and len(doubled["image"]) == 2  # type: ignore
@@ -191,7 +208,38 @@ def test_a_folder_without_a_case_is_refused(tmp_path: Path, names: tuple[str, ..
         find_inputs(tmp_path, "vs")
 
 
-def test_a_file_that_is_no_nifti_is_refused(tmp_path: Path) -> None:
+def test_formats_of_itk_make_cases_as_nifti_does(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/T2.nrrd", "p2/T2.mhd", "p2/T2.raw", "p3_T2.nii.gz", "p3_T2.seg.nrrd")
+    assert [case["case"] for case in find_inputs(tmp_path, "vs")] == ["p1", "p2", "p3"]
+    names = ("T1.nhdr", "ceT1.mha", "T2.nii")
+    touch(tmp_path, *(f"p4/p4_{name}" for name in names))
+    found = find_inputs(tmp_path / "p4", "glioma")
+    assert found == [entry("p4", *(tmp_path / f"p4/p4_{name}" for name in names))]
+
+
+@pytest.mark.parametrize(
+    ("description", "task", "said"),
+    [
+        ("t2_tirm_tra_dark-fluid", "vs", r"called 't2_tirm_tra_dark-fluid', but task vs starts from T2.*prepare dicom"),
+        ("t2_tra", "glioma", r"is DICOM: expected <case>_T1.* for task glioma; python -m scripts\.prepare dicom"),
+    ],
+)
+def test_a_series_that_cannot_be_taken_is_refused(tmp_path: Path, description: str, task: str, said: str) -> None:
+    series = write_small(tmp_path, description=description)
+    with pytest.raises(ValueError, match=said):
+        find_inputs(tmp_path, task)
+    with pytest.raises(ValueError, match=rf"is DICOM: .* --input {re.escape(str(tmp_path))} chooses series"):
+        find_inputs(series.paths[0], "vs")
+
+
+def test_several_series_are_refused(tmp_path: Path) -> None:
+    for name in ("t2_a", "t2_b"):
+        write_small(tmp_path / name, description=name)
+    with pytest.raises(ValueError, match=r"ambiguous series: found .*'t2_a', 't2_b', expected .*prepare dicom chooses"):
+        find_inputs(tmp_path, "vs")
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "p1.dcm")
     with pytest.raises(FileNotFoundError, match="no case"):
         find_inputs(tmp_path / "p1.dcm", "vs")

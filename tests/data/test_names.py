@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.names import MASK, Named, read_file_name, read_name, stem_of
+from scripts.data.names import MASK, Named, misnamed, read_file_name, read_name, stem_of
 
 # name: case, modality
 MODALITIES = {
@@ -95,7 +95,9 @@ def test_a_name_without_a_hint_says_nothing(name: str) -> None:
         ("p1.NII.GZ", "p1"),
         ("._p1.nii", None),
         (".nii.gz", None),
-        ("p1.mha", None),
+        ("p1.mha", "p1"),
+        ("p1_T2.NHDR", "p1_T2"),
+        ("p1.raw", None),
         ("notes.txt", None),
     ],
 )
@@ -117,3 +119,12 @@ def test_the_users_endings_go_first_and_the_empty_one_last() -> None:
         "p1_mask": Named("p1_mask", other=MASK),
     }
     assert {name: read_file_name(Path(f"{name}.nii.gz"), endings) for name in expected} == expected
+
+
+def test_files_that_are_called_another_modality_are_told_once_a_kind() -> None:
+    given = [("T2", "a_T1w.nii.gz"), ("T2", "b/T1w.nii.gz"), ("T2", "c_seg.nii"), ("T2", "d_T2.nii"), ("T2", "e.nii")]
+    given += [("ceT1", "f_T1.nii.gz"), ("T2", "g_0003.nii.gz")]
+    assert misnamed((modality, Path(name)) for modality, name in given) == [
+        "2 files are given as T2 and called T1, such as a_T1w.nii.gz: look whether that is meant",
+        f"1 files are given as T2 and called {MASK}, such as c_seg.nii: look whether that is meant",
+    ]

@@ -45,7 +45,7 @@ from scripts.data.conversion import write_image  # noqa: E402
 from scripts.data.dicom.folder import scan  # noqa: E402
 from scripts.data.volume import CaseError  # noqa: E402
 from scripts.inference.writer import SourceHeaderWriter  # noqa: E402
-from scripts.transforms import LoadScansd  # noqa: E402
+from scripts.loading import LoadScansd  # noqa: E402
 
 T = TypeVar("T")
 Files = dict[str, bytes]

@@ -19,10 +19,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from made.dicom import write_small
 from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
@@ -32,7 +35,8 @@ from torch import Tensor, nn
 
 from scripts.data.inputs import find_inputs
 from scripts.inference.cohort import NAME_BYTES, VOLUME_COLUMNS, Cohort
-from scripts.transforms import LoadScansd, NormalizeForegroundd
+from scripts.loading import LoadScansd
+from scripts.transforms import NormalizeForegroundd
 
 SHAPE = (8, 6, 4)
 SECONDS = "0.1"
@@ -198,8 +202,8 @@ def damage(data: Path) -> dict[str, str]:
         "bad3": "NaN or infinite voxels",
         "bad4": "is constant or empty",
         "bad5": "nowhere.nii.gz",
-        "bad6": "color image: found case bad6: bad6_T2.nii.gz: ",
-        "bad7": "unreadable file: found case bad7: bad7_T2.nii.gz: data type complex64",
+        "bad6": f"color image: found case bad6: bad6_T2.nii.gz: data type {color.dtype}, expected one number per voxel",
+        "bad7": "unreadable file: found case bad7: bad7_T2.nii.gz: data type complex64, expected plain numbers",
         "bad8": "unreadable file: found case bad8: bad8_T2.nii.gz: Valid slope but invalid intercept",
     }
 
@@ -219,8 +223,8 @@ def test_bad_scans_are_listed_and_the_others_done(data: Path, output: Path, capl
 
 
 def test_a_case_without_a_sibling_fails_alone(tmp_path: Path, output: Path) -> None:
-    for name in ("a_T1", "a_ceT1", "a_T2", "b_T1"):
-        write_scan(tmp_path / "data" / f"{name}.nii.gz", 10)
+    for peak, name in enumerate(("a_T1", "a_ceT1", "a_T2", "b_T1"), 10):
+        write_scan(tmp_path / "data" / f"{name}.nii.gz", peak)
     with pytest.raises(RuntimeError, match=r"1 of 2 cases failed.*case b lacks ceT1, T2 beside"):
         run(tmp_path / "data", output, task="glioma")
     assert done_cases(output) == ["a"]
@@ -308,20 +312,36 @@ def test_nii_beside_nii_gz_fails_its_case_alone(data: Path, output: Path) -> Non
     assert done_cases(output) == ["a", "c"]
 
 
-def test_files_that_no_reader_takes_fail_alone(data: Path, output: Path) -> None:
-    """Colors, complex numbers, and an intercept that is none."""
-    scan = np.asarray(nib.load(data / "a_T2.nii.gz").dataobj)
-    color = np.stack([scan.astype(np.uint8)] * 3, -1).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
-    for name, voxels in (("bad1", color), ("bad2", scan.astype(np.complex64))):
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), data / f"{name}_T2.nii.gz")
-    raw = bytearray(gzip.decompress((data / "a_T2.nii.gz").read_bytes()))
-    struct.pack_into("<2f", raw, 112, 1, float("nan"))  # slope and intercept
-    (data / "bad3_T2.nii.gz").write_bytes(gzip.compress(bytes(raw)))
-    with pytest.raises(RuntimeError, match="of 6 cases failed"):
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_a_header_without_its_voxels_fails_alone(data: Path, output: Path, suffix: str) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(data / "b_T2.nii.gz")), str(data / f"d_T2{suffix}"))
+    (data / "e_T2.nrrd").write_bytes(b"NRRD0004\n")
+    (data / "d_T2.raw").unlink()
+    with pytest.raises(RuntimeError, match=r"2 of 5 cases failed.*The first, d: missing file: found "):
         run(data, output)
-    failed = {row["case"] for row in table(output / "failed.csv")}
-    assert {"bad1", "bad3"} <= failed <= {"bad1", "bad2", "bad3"}
-    assert done_cases(output) == sorted({"a", "b", "c", "bad1", "bad2", "bad3"} - failed)
+    assert done_cases(output) == ["a", "b", "c"]
+    said = {row["case"]: row["error"] for row in table(output / "failed.csv")}
+    expected = f"d_T2{suffix}: no file d_T2.raw, which holds its voxels, expected header and voxels side by side"
+    assert said["d"].endswith(expected)
+    assert said["e"].startswith("unreadable file: found case e: e_T2.nrrd: ")
+
+
+def test_other_formats_and_a_series_are_done_and_resumed(data: Path, output: Path) -> None:
+    """A case is done again where a file with voxels has changed, not only the header that it is called by."""
+    sitk.WriteImage(sitk.ReadImage(str(data / "b_T2.nii.gz")), str(data / "d_T2.nhdr"))
+    sitk.WriteImage(sitk.ReadImage(str(data / "c_T2.nii.gz")), str(data / "e_T2.mha"))
+    assert run(data, output).counts["done"] == 5
+    assert [row["voxels"] for row in table(output / "volumes.csv")] == ["10", "20", "30", "20", "30"]
+    raw = data / "d_T2.raw"
+    (np.fromfile(raw, np.float32) + 1).tofile(raw)
+    assert run(data, output, resume=True).counts == {"done": 1, "complete before": 4, "failed": 0}
+    series, out = write_small(data.parent / "series"), output.parent / "out_series"
+    assert run(data.parent / "series", out).counts["done"] == 1
+    assert run(data.parent / "series", out, resume=True).counts["complete before"] == 1
+    header = pydicom.dcmread(series.paths[0])
+    header.SeriesNumber = 9
+    header.save_as(series.paths[0])
+    assert run(data.parent / "series", out, resume=True).counts["done"] == 1
 
 
 def test_an_earlier_result_of_a_case_that_fails_now_is_removed(data: Path, output: Path) -> None:

@@ -16,7 +16,8 @@ import SimpleITK as sitk
 import torch
 from monai.transforms import Compose, Invertd, SaveImaged, Spacingd
 
-from scripts.transforms import LoadScansd, OrientToWorkingGridd, ToDisplayRanged
+from scripts.loading import LoadScansd
+from scripts.transforms import OrientToWorkingGridd, ToDisplayRanged
 
 SHAPE = (20, 18, 8)
 SPACING = (1.1, 0.9, 2.5)

@@ -28,8 +28,8 @@ from scripts.config import COMMAND_LINE, CONFIGS, Command, problems
 from scripts.data.datalist import load_datalist
 from scripts.data.inputs import find_inputs
 from scripts.inference.cohort import Cohort
+from scripts.loading import LoadScansd
 from scripts.prepare import main as prepare
-from scripts.transforms import LoadScansd
 
 EVERYWHERE = "Scans, wherever they are read: training, evaluation, inference"
 OTHERS = "NRRD and MetaImage, where they are read"
@@ -407,7 +407,7 @@ def _others() -> list[Row]:
         nrrd("a text file", "no NRRD file", ("NRRD0004", "text text")),
         nrrd("sheared", "p_T2.nrrd", ("(1.3999999999999999,0,0)", "(1.3999999999999999,0.3,0)")),
         nrrd(
-            "the detached voxels gone", "no file 'p.gone'", ("data file: p_T2.raw", "data file: p.gone"), ending=".nhdr"
+            "the detached voxels gone", "no file p.gone, which holds its voxels", ("data file: p_T2.raw", "data file: p.gone"), ending=".nhdr"
         ),
         nrrd("compressed, cut off", "p_T2.mha", ending=".mha", cut=900),
         nrrd("DimSize with two numbers", "DimSize '40 40'", ("DimSize = 40 40 10", "DimSize = 40 40"), ending=".mha"),
@@ -426,7 +426,7 @@ def _others() -> list[Row]:
         nrrd(
             "spacing 0", "voxels of 0 x", ("ElementSpacing = 1.3999999999999999", "ElementSpacing = 0"), ending=".mha"
         ),
-        nrrd("the detached voxels gone", "no file 'p.gone'", ("p_T2.raw", "p.gone"), ending=".mhd"),
+        nrrd("the detached voxels gone", "no file p.gone, which holds its voxels", ("p_T2.raw", "p.gone"), ending=".mhd"),
     ]
 
 
@@ -479,7 +479,7 @@ def _inference() -> list[Row]:
             INFERENCE,
             "glioma: T2 copied in place of T1",
             scans("p_T1", "p_ceT1", "p_T2", change=copied),
-            "the same scan",
+            "have the same voxels",
             glioma,
         ),
         Row(

@@ -66,10 +66,10 @@ def write_nifti_case(case: NiftiCase, task: Task, names: Sequence[str], register
         return facts
     for name, volume in volumes.items():
         if name != "label":
-            _copy(volume, folder / prepared_name(case.case, name))
+            _copy(volume, case.case, name, folder)
     if "label" in volumes:
-        reference = next(volume for name, volume in reversed(volumes.items()) if name != "label").open()
-        _write_mask(_mask(case, task), reference.affine, reference.header, case.case, folder)
+        target = next(name for name in reversed(volumes) if name != "label")
+        _write_mask(_mask(case, task), NiftiVolume(folder / prepared_name(case.case, target)), case.case, folder)
     return facts
 
 
@@ -88,7 +88,7 @@ def write_image(voxels: NDArray, affine: NDArray[np.float64], case: str, name: s
     nib.save(image, folder / prepared_name(case, name))
 
 
-def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, NiftiVolume]:
+def _volumes(case: NiftiCase, names: Sequence[str]) -> dict[str, Volume]:
     """The named volumes, images first."""
     wanted = [name for name in names if name != "label"]
     missing = [name for name in wanted if name not in case.images]
@@ -110,20 +110,22 @@ def _mask(case: NiftiCase, task: Task) -> NDArray[np.uint8]:
         raise error.of("label") from error
 
 
-def _write_mask(
-    mask: NDArray[np.uint8], affine: NDArray[np.float64], header: nib.Nifti1Header, case: str, folder: Path
-) -> None:
-    """Write the label with the header of the target, so that viewers place both alike."""
-    header = header.copy()
+def _write_mask(mask: NDArray[np.uint8], target: NiftiVolume, case: str, folder: Path) -> None:
+    """Write the label with the header of the target as written, so that viewers place both alike."""
+    image = target.open()
+    header = image.header.copy()
     header.set_data_shape(mask.shape)
     header.set_data_dtype(np.uint8)
     header["cal_min"] = header["cal_max"] = 0
-    nib.save(nib.Nifti1Image(mask, affine, header), folder / prepared_name(case, "label"))
+    nib.save(nib.Nifti1Image(mask, image.affine, header), folder / prepared_name(case, "label"))
 
 
-def _copy(volume: NiftiVolume, path: Path) -> None:
-    """Write a volume as a .nii.gz of its own: the same bytes where possible, always the stored numbers and scaling."""
-    image = volume.open()
+def _copy(volume: Volume, case: str, name: str, folder: Path) -> None:
+    """Write a volume as a .nii.gz of its own: NIfTI as the same bytes where possible, always as the stored numbers."""
+    if not isinstance(volume, NiftiVolume):
+        write_image(volume.voxels(), volume.grid()[1], case, name, folder)
+        return
+    path, image = folder / prepared_name(case, name), volume.open()
     if volume.channel is None:
         with volume.path.open("rb") as source, path.open("wb") as target:
             if volume.path.name.lower().endswith(".gz"):
@@ -141,14 +143,12 @@ def _copy(volume: NiftiVolume, path: Path) -> None:
     nib.save(single, path)
 
 
-def _write_registered(
-    case: NiftiCase, task: Task, volumes: Mapping[str, NiftiVolume], folder: Path, facts: Facts
-) -> None:
+def _write_registered(case: NiftiCase, task: Task, volumes: Mapping[str, Volume], folder: Path, facts: Facts) -> None:
     """Write every image, and the label, on the grid of the first image."""
     images = {name: volume for name, volume in volumes.items() if name != "label"}
     first = next(iter(images))
     registered = register_images(images, facts, trust_grids=True)
-    _copy(images[first], folder / prepared_name(case.case, first))
+    _copy(images[first], case.case, first, folder)
     for name in list(images)[1:]:
         write_image(registered.images[name], registered.affine, case.case, name, folder)
     if "label" in volumes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, Volume, corner_distance, whole_numbers
+from scripts.data.names import misnamed
+from scripts.data.reading import open_volume
+from scripts.data.volume import CaseError, Volume, corner_distance, whole_numbers
 from scripts.files import whole_file
 
+logger = logging.getLogger(__name__)
+
 SECTIONS = ("training", "validation", "testing")
-MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
 
 # Largest distance, in mm, between the same corner voxel of two volumes of one case.
 GRID_TOLERANCE_MM = 0.1
@@ -99,8 +103,12 @@ def load_datalist(
     folder = path.resolve().parent
     datalist = {name: [_absolute(entry, folder) for entry in content[name]] for name in SECTIONS}
     if check is not None:
+        named = TASKS[content["task"]]
         entries = [entry for name in (SECTIONS if section is None else (section,)) for entry in datalist[name]]
-        _refuse(path, [p for entry in entries for p in _file_problems(entry, TASKS[content["task"]], check)])
+        _refuse(path, [p for entry in entries for p in _file_problems(entry, named, check)])
+        images = [pair for entry in entries for pair in zip(named.image, map(Path, entry["image"]), strict=True)]
+        for sentence in misnamed(images + [(named.target, Path(e["target"])) for e in entries if "target" in e]):
+            logger.warning("%s: %s", path, sentence)
     if task is not None and content["task"] != task:
         raise ValueError(
             f"{path} is a datalist of task {content['task']!r}, expected {task!r}; give the data prepared for it, or "
@@ -268,11 +276,16 @@ def _entry_problems(place: str, entry: dict[str, Any], task: Task | None, *, req
 
 def _file_problems(entry: dict[str, Any], task: Task, check: Check) -> list[CaseError]:
     """Checks of one entry's files; an image that has no header to speak of is not read again."""
-    volumes = {name: NiftiVolume(Path(file)) for name, file in zip(task.image, entry["image"], strict=True)}
+    files = dict(zip(task.image, entry["image"], strict=True))
     if "target" in entry:
-        volumes[task.target] = NiftiVolume(Path(entry["target"]))
-    volumes["label"] = NiftiVolume(Path(entry["label"]))
-    problems = grid_problems(volumes)
+        files[task.target] = entry["target"]
+    volumes, problems = {}, []
+    for name, file in (*files.items(), ("label", entry["label"])):
+        try:
+            volumes[name] = open_volume(Path(file))
+        except CaseError as error:
+            problems.append(error.of(name))
+    problems += grid_problems(volumes)
     if check == "headers" or problems:
         return [problem.at(entry["case"]) for problem in problems]
     for name, volume in volumes.items():
@@ -301,6 +314,8 @@ def _refuse(path: Path, problems: Sequence[CaseError]) -> None:
         return
     lines = [f"{path}: {len(problems)} problem" + ("s" if len(problems) > 1 else "")]
     for problem in problems:
-        advice = _ADVICE.get(problem.check, "correct it")
-        lines.append(f"  {problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}; {advice}")
+        advice = (
+            "" if ";" in problem.expected else f"; {_ADVICE.get(problem.check, 'correct it')}"
+        )  # it says what to do
+        lines.append(f"  {problem.case}: {problem.check}: found {problem.found}; expected {problem.expected}{advice}")
     raise ValueError("\n".join(lines))

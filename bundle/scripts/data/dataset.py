@@ -13,9 +13,11 @@ import numpy as np
 
 from scripts.data.case import Draw, Facts, Job, Outcome, run_jobs
 from scripts.data.conversion import write_image
-from scripts.data.datalist import MODALITIES, SECTIONS, TASKS, datalist_entry, write_datalist
+from scripts.data.datalist import SECTIONS, TASKS, datalist_entry, write_datalist
+from scripts.data.names import MODALITIES
 from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
+from scripts.data.record import read_record
 from scripts.data.sources.registry import Found, Options, case_names, find_cases
 from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
 from scripts.data.volume import CaseError
@@ -78,6 +80,7 @@ def prepare_source(
         ]
         jobs = [job for job in jobs if job.case in sections]
     _start_output(output, overwrite)
+    before = _recorded_inputs(output, jobs)
     names = case_names(source, options.task)
     keep_empty = options.keep_empty or TASKS[options.task].structure == "enhancing tumor"
     outcomes = run_jobs(jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw)
@@ -85,6 +88,7 @@ def prepare_source(
     problems = found.problems + [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
     _tell_leftovers(output, usable)
+    _tell_replaced(output, before, usable)
     if found.scans:
         scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options, draw)
         problems += left_out
@@ -197,6 +201,22 @@ def _refuse_copies(outcomes: Sequence[Outcome], output: Path) -> None:
                 found = f"the {role} of {owner.case}, patient {owner.patient}"
                 outcome.problems.append(CaseError("same image", found, "one patient per image", case=outcome.case))
                 shutil.rmtree(output / outcome.case)
+
+
+def _recorded_inputs(output: Path, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """What cases of earlier runs were made of: case to checksums by role."""
+    records = {job.case: read_record(output / job.case) for job in jobs}
+    return {case: record["identity"]["input"] for case, record in records.items() if record is not None}
+
+
+def _tell_replaced(output: Path, before: Mapping[str, Mapping[str, str]], usable: Sequence[Outcome]) -> None:
+    """Warn about cases of earlier runs in whose place others of the same name are now: perhaps of another patient."""
+    replaced = [one.case for one in usable if one.case in before and before[one.case] != one.input]
+    if replaced:
+        shown = ", ".join(replaced[:5]) + (", ..." if len(replaced) > 5 else "")
+        logger.warning(
+            "%s: %d cases of earlier runs were made of other files and are replaced: %s", output, len(replaced), shown
+        )
 
 
 def _tell_leftovers(output: Path, usable: Sequence[Outcome]) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.data.datalist import TASKS
-from scripts.data.names import SUFFIXES, read_file_name
+from scripts.data.names import is_called_otherwise, read_file_name
+from scripts.data.volume import SUFFIXES
 from scripts.files import files_below
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3  # files that a message names, of each kind
+_NO_IMAGE = "no image"
 _PLAIN = "names that do not say which modality they are"
 
 
@@ -27,9 +29,10 @@ def find_inputs(
     modalities of the task must lie side by side. A name without a case goes by its folder: `p1/T2.nii.gz` is p1. For a
     task with one source modality, a file that is given alone and does not say what it is is that modality; in a folder
     such files are passed over. So are masks, other modalities and hidden files, and one line of the log names them.
+    A folder without such names and with one DICOM series is a case too, of a task with one source modality.
 
     Args:
-        path: a NIfTI file or a folder, searched with all its subfolders, links too.
+        path: a file (`volume.SUFFIXES`) or a folder, searched with all its subfolders, links too.
         task: a name in `datalist.TASKS`.
         names: modality to how its names end, as the user says; see `names.read_file_name`.
         keep_incomplete: list cases that cannot be used too, their "problem" said in their entry, unless none can.
@@ -39,22 +42,22 @@ def find_inputs(
 
     Raises:
         FileNotFoundError: nothing there, or a case lacks a modality (with `keep_incomplete` every case).
-        ValueError: unknown task or modality; a file whose name says that it is something else; and, as for a missing
-            modality, two files for one modality of a case, or a case in two folders.
+        ValueError: unknown task or modality; a file or series whose name says that it is something else; several DICOM
+            series; and, as for a missing modality, two files for one modality of a case, or a case in two folders.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {sorted(TASKS)}.")
     sources = TASKS[task].image
     path = Path(os.path.abspath(path))
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a NIfTI file or a folder with {_pattern(sources)}.")
+        raise FileNotFoundError(f"{path} does not exist: give a scan or a folder with {_pattern(sources)}.")
     refuse_name(path, task, names)
     groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     passed: dict[str, list[Path]] = {}
     for file in _files(path, names):
         named = read_file_name(file, names)
         if named is None:
-            passed.setdefault("no NIfTI", []).append(file)
+            passed.setdefault(_NO_IMAGE, []).append(file)
             continue
         modality = named.modality or (sources[0] if file == path and len(sources) == 1 else None)
         if modality in sources:
@@ -64,6 +67,8 @@ def find_inputs(
             passed.setdefault(modality or named.other or _PLAIN, []).append(file)
     if passed and path.is_dir():
         logger.info("%s", said := _passed_over(path, passed))
+    if not groups and any(map(_is_dicom, passed.get(_NO_IMAGE, ()))):
+        return [_dicom_case(path, sources, task)]
     if not groups:
         said = f" {said}." if passed and path.is_dir() else ""
         raise FileNotFoundError(
@@ -81,6 +86,32 @@ def find_inputs(
     if errors and (not keep_incomplete or len(errors) == len(entries)):
         raise errors[0]
     return entries
+
+
+def _is_dicom(file: Path) -> bool:
+    """By the mark that such files have."""
+    try:
+        with file.open("rb") as content:
+            return content.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _dicom_case(path: Path, sources: Sequence[str], task: str) -> dict[str, object]:
+    """The case of a folder that holds one DICOM series."""
+    from scripts.data.dicom.folder import open_series  # pydicom is slow to import, and files do without
+
+    folder = path if path.is_dir() else path.parent
+    advice = f"python -m scripts.prepare dicom --input {folder} chooses series and makes scans of them"
+    if len(sources) > 1 or folder != path:
+        raise ValueError(f"{path} is DICOM: expected {_pattern(sources)} for task {task}; {advice}.")
+    label = open_series(path).label
+    if is_called_otherwise(label, sources[0]):
+        raise ValueError(
+            f"{path} has a series called {label!r}, but task {task} starts from {sources[0]}. If it is {sources[0]} "
+            f"all the same: {advice}."
+        )
+    return {"case": path.name, "image": [str(path)]}
 
 
 def refuse_name(path: str | Path, task: str, names: Mapping[str, str] | None = None) -> None:

@@ -6,13 +6,16 @@ Nothing is opened. A name that says too little or two things at once is never gu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.datalist import MODALITIES
+from scripts.data.volume import SUFFIXES
 
-SUFFIXES = (".nii.gz", ".nii")  # in any case of letters
+MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
+
+# For expressions on names of files: any suffix of a scan.
+ENDING = f"(?i:{'|'.join(map(re.escape, SUFFIXES))})"
 
 MASK = "a mask, label map or output"
 # Sequences that are weighted as T2 or T1 and look otherwise: what they are called, and how that is written.
@@ -20,7 +23,7 @@ _SUPPRESSED = {
     "FLAIR": r"flair|dark[\W_]?fluid|da-fl(?![a-z])|tirm|irprep|(?<![a-z0-9])t2f(?![a-z0-9])",
     "STIR": r"(?<![a-z])stir(?![a-z])",
 }
-SUPPRESSED = re.compile("|".join(_SUPPRESSED.values()), re.IGNORECASE)
+_ANY_SUPPRESSED = re.compile("|".join(_SUPPRESSED.values()), re.IGNORECASE)
 
 _WORD = re.compile(r"[^\W_]+")
 # key-value pairs of BIDS, none of which is the modality but for ce (contrast agent)
@@ -133,6 +136,36 @@ def read_name(name: str) -> Named:
         return Named(name, other="T1")
     channel = _CHANNEL.search(text)
     return Named(name, other=f"channel {channel[0][1:]} of several (nnU-Net)" if channel else None)
+
+
+def is_called_otherwise(series: str, modality: str) -> bool:
+    """Whether a series' name says that it is something else; many a T1 with contrast agent is just called T1."""
+    says = read_name(series)
+    return (says.modality or says.other) not in (None, modality, "T1" if modality == "ceT1" else None)
+
+
+def misnamed(files: Iterable[tuple[str, Path]]) -> list[str]:
+    """A sentence for each kind of files that somebody has named as a modality and that are called another, or masks.
+
+    Args:
+        files: modality and file.
+    """
+    found: dict[tuple[str, str], list[Path]] = {}
+    for modality, path in files:
+        named = read_file_name(path)
+        says = named and (named.modality or (named.other if named.other == MASK else None))
+        if says and says not in (modality, "T1" if modality == "ceT1" else None):
+            found.setdefault((modality, says), []).append(path)
+    return [
+        f"{len(paths)} files are given as {modality} and called {says}, such as {paths[0]}: look whether that is meant"
+        for (modality, says), paths in found.items()
+    ]
+
+
+def is_suppressed(series: str, pattern: str) -> bool:
+    """Whether a series is called FLAIR, dark-fluid, TIRM or STIR, in words of which the pattern for T2 has none."""
+    words = [match[0].lower() for match in _ANY_SUPPRESSED.finditer(series)]
+    return bool(words) and not any(word in pattern.lower() for word in words)
 
 
 def _within(match: re.Match[str], spans: list[tuple[int, int]]) -> bool:

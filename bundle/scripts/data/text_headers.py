@@ -6,6 +6,7 @@ ITK takes memory for whatever a header says, and ends the process where a line h
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ _NRRD_SPACES = {
     *("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"),
 }
 _GZIP_MOST = 1032  # what a byte may become
+_MOST_FILES = 2**12
+_LIST = re.compile(r"LIST\b", re.IGNORECASE)
+_PATTERN = re.compile(r"([^%]*%\d*d[^%]*) +(-?\d+) +(-?\d+) +(-?\d+)(?: +\d)?")
+_DATA_FILE = re.compile(r"(?:data ?file *:|ElementDataFile *=) *(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,13 @@ class TextHeader:
         sizes: along each axis, fastest first.
         units: of the sizes; empty where it does not say.
         unplaced: why it does not say how the image lies; empty where it does.
-        data: the file with the voxels, another one than the header's where that is detached.
         announced: bytes that the voxels take.
-        most: bytes that they can be in that file.
+        most: bytes that they can be in their files.
     """
 
     sizes: tuple[int, ...]
     units: str
     unplaced: str
-    data: Path
     announced: int
     most: int
 
@@ -72,6 +75,36 @@ def read_text_header(path: Path) -> TextHeader:
     return _nrrd(path, content)
 
 
+def data_files(header: Path) -> list[Path]:
+    """The files that hold the numbers of a header, by its text; none where they stand behind it, in the same file.
+
+    One file, a LIST of files, and a pattern with first, last and step (`%03d.raw 1 60 1`) are understood.
+
+    Args:
+        header: .nrrd, .nhdr, .mha or .mhd, which exists.
+    """
+    with header.open("rb") as file:
+        lines = os.fsdecode(re.split(rb"\r?\n\r?\n", file.read(_MOST_BYTES))[0]).splitlines()
+    for number, line in enumerate(lines):
+        field = _DATA_FILE.match(line.strip())
+        if field is None:
+            continue
+        said = field[1].strip()
+        pattern = _PATTERN.fullmatch(said)
+        if said.upper() == "LOCAL":
+            names = []
+        elif _LIST.match(said):
+            names = [name.strip() for name in lines[number + 1 :] if name.strip()]
+        elif pattern is not None:
+            first, last, step = (int(part) for part in pattern.groups()[1:])
+            numbers = range(first, last + (1 if step > 0 else -1), step or 1)[:_MOST_FILES]
+            names = [pattern[1] % index for index in numbers]
+        else:
+            names = [said]
+        return [header.parent / name for name in names]
+    return []
+
+
 def _nrrd(path: Path, content: bytes) -> TextHeader:
     if not re.match(rb"NRRD000[1-5]\r?\n", content):
         raise ValueError("no NRRD file, whose first line is NRRD0001 to NRRD0005")
@@ -86,10 +119,9 @@ def _nrrd(path: Path, content: bytes) -> TextHeader:
     encoding = fields.get("encoding", "").lower()
     if encoding not in ("raw", "gzip", "gz", "ascii", "text", "txt", "hex"):
         raise ValueError(f"encoding {encoding!r}, which is not read")
-    data = fields.get("data file", fields.get("datafile", ""))
     shrunk = encoding in ("gzip", "gz")
     units = ", ".join(dict.fromkeys(fields.get("space units", "").replace('"', " ").split()))[:60]
-    return _header(path, sizes, (units, _unplaced(fields)), data, _NRRD_BYTES[kind], shrunk)
+    return _header(path, sizes, (units, _unplaced(fields)), _NRRD_BYTES[kind], shrunk)
 
 
 def _unplaced(fields: dict[str, str]) -> str:
@@ -130,25 +162,18 @@ def _meta(path: Path, content: bytes) -> TextHeader:
     if bytes_each is None:
         raise ValueError(f"ElementType {fields.get('ElementType', '')!r}, which is no kind of number")
     channels = _whole(fields, "ElementNumberOfChannels", 1)[0] if "ElementNumberOfChannels" in fields else 1
-    data = fields["ElementDataFile"]
     shrunk = fields.get("CompressedData", "").lower().startswith("t")
-    data = "" if data.upper() == "LOCAL" else data
     unplaced = "" if "TransformMatrix" in fields else "no position, the header has no TransformMatrix"
-    return _header(path, sizes, ("", unplaced), data, bytes_each * channels, shrunk)
+    return _header(path, sizes, ("", unplaced), bytes_each * channels, shrunk)
 
 
-def _header(
-    path: Path, sizes: tuple[int, ...], place: tuple[str, str], data: str, bytes_each: int, shrunk: bool
-) -> TextHeader:
-    """Looks how large the file of the voxels is."""
-    file = path.parent / data if data else path
-    if data.upper().startswith("LIST") or "%" in data:  # one for each slice or so
-        size = sum(beside.stat().st_size for beside in path.parent.rglob("*") if beside.is_file())
-        return TextHeader(sizes, *place, path, math.prod(sizes) * bytes_each, size * _GZIP_MOST)
-    if not file.is_file():
-        raise ValueError(f"no file {data[:60]!r} beside it, which holds the voxels")
-    size = file.stat().st_size
-    return TextHeader(sizes, *place, file, math.prod(sizes) * bytes_each, size * _GZIP_MOST if shrunk else size)
+def _header(path: Path, sizes: tuple[int, ...], place: tuple[str, str], bytes_each: int, shrunk: bool) -> TextHeader:
+    """Looks how large the files of the voxels are."""
+    files = data_files(path) or [path]
+    if gone := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"no file {gone[0][:60]!r} beside it, which holds the voxels")
+    size = sum(file.stat().st_size for file in files)
+    return TextHeader(sizes, *place, math.prod(sizes) * bytes_each, size * _GZIP_MOST if shrunk else size)
 
 
 def _whole(fields: dict[str, str], key: str, count: int) -> tuple[int, ...]:

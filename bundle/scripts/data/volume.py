@@ -1,8 +1,8 @@
 """One 3-D volume on disk, whatever its format: the protocol, the error, NIfTI, and what ITK reads (NRRD, MetaImage).
 
 A volume gives its grid from headers alone and its voxels on request; it knows nothing of cases, tasks or data sets.
-Preparation, training and inference read files of these formats here; docs/data.md says what is read, what is refused
-and why ("Where a scan lies").
+`reading.open_volume` opens one by its path; docs/data.md says what is read, what is refused and why ("Where a scan
+lies").
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 
-from scripts.data.text_headers import read_text_header
+from scripts.data.text_headers import data_files, read_text_header
 
 # What nibabel raises, depending on where a damaged file breaks.
 _READ_ERRORS = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, zlib.error)
@@ -56,6 +56,7 @@ _GZIP_MOST = 1032
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES  # of every file that is a scan, in any case of letters
 # NIfTI's codes of units that ITK converts to mm and nibabel does not.
 _OTHER_UNITS = {1: "meter", 3: "micron"}
 # Fields that say where a volume lies, by which every program places it.
@@ -124,6 +125,9 @@ class Volume(Protocol):
     def files(self) -> list[Path]:
         """Every file that the volume is read from, sorted."""
 
+    def warnings(self) -> list[str]:
+        """What a reader should know of the voxels, a sentence each."""
+
 
 @dataclass(frozen=True)
 class NiftiVolume:
@@ -142,6 +146,10 @@ class NiftiVolume:
     def files(self) -> list[Path]:
         """The one file."""
         return [self.path]
+
+    def warnings(self) -> list[str]:
+        """Nothing: what is doubtful is refused."""
+        return []
 
     def open(self) -> nib.Nifti1Image:
         """Header and lazy voxels of the file, dimensions and data type checked.
@@ -281,8 +289,12 @@ class ItkVolume:
     path: Path
 
     def files(self) -> list[Path]:
-        """The one file; numbers that a header of .nhdr or .mhd keeps beside it are not named."""
-        return [self.path]
+        """The file, and those that hold its numbers where it is a header alone."""
+        return sorted({self.path, *(data_files(self.path) if self.path.is_file() else ())})
+
+    def warnings(self) -> list[str]:
+        """Nothing: what is doubtful is refused."""
+        return []
 
     def open(self) -> sitk.ImageFileReader:
         """The header, dimensions, kind of numbers and place checked.
@@ -293,6 +305,9 @@ class ItkVolume:
         if not self.path.is_file():
             raise CaseError("missing file", f"no file {self.path}", "an image")
         reader, name = sitk.ImageFileReader(), self.path.name
+        if gone := [file.name for file in self.files() if not file.is_file()]:
+            found = f"{name}: no file {gone[0]}, which holds its voxels"
+            raise CaseError("missing file", found, "header and voxels side by side")
         reader.SetFileName(str(self.path))
         try:
             header = read_text_header(self.path)
@@ -314,8 +329,7 @@ class ItkVolume:
         if header.units not in ("", "mm"):
             raise CaseError("spacing", f"{name}: sizes in {header.units}", "mm; convert sizes and positions")
         if header.announced > header.most:
-            beside = "" if header.data == self.path else f" in {header.data.name}"
-            found = f"{name}: {header.data.stat().st_size} bytes{beside} for shape {shape}"
+            found = f"{name}: {sum(file.stat().st_size for file in self.files())} bytes for shape {shape}"
             raise CaseError("unreadable file", found, "a complete file")
         check_grid(name, shape, _itk_affine(reader))
         return reader
@@ -324,10 +338,6 @@ class ItkVolume:
         """Shape (three sizes) and 4x4 affine (voxel index to mm, RAS+), from the header alone."""
         reader = self.open()
         return tuple(reader.GetSize()), _itk_affine(reader)
-
-    def header(self) -> dict[str, NDArray]:
-        """Nothing: the place is in `grid`."""
-        return {}
 
     def voxels(self) -> NDArray:
         """The 3-D array in the order of the grid.

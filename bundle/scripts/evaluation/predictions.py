@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.data.volume import CaseError
 from scripts.pictures import case_figure, read_volume
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def draw_cases(
         the PNG files, relative to the output folder; none if the run has no predictions.json.
 
     Raises:
-        FileNotFoundError: a file that predictions.json names does not exist.
-        ValueError: predictions.json is malformed, or the images of a case are not on one grid.
+        ValueError: predictions.json is malformed, a file that it names cannot be read, or the images of a case are not
+            on one grid.
     """
     index = run / "predictions.json"
     if not index.is_file():
@@ -88,9 +89,9 @@ def _read_volumes(index: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.n
         if file is not None:
             try:
                 volumes[name], size = read_volume(index.parent / file)
-            except (FileNotFoundError, ValueError) as error:
-                message = f"{index}: case {entry['case']}: {error} Evaluate again or use --figures none."
-                raise type(error)(message) from error
+            except CaseError as error:
+                message = f"{index}: case {entry['case']}: {error}. Evaluate again or use --figures none."
+                raise ValueError(message) from error
             spacing = spacing or size
     return volumes, spacing
 

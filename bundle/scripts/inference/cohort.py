@@ -25,6 +25,7 @@ from monai.data import Dataset, list_data_collate
 from monai.utils import ensure_tuple
 
 from scripts.data.names import stem_of
+from scripts.data.reading import open_volume
 from scripts.files import sha256, whole_file
 
 logger = logging.getLogger(__name__)
@@ -215,9 +216,8 @@ class Cohort:
             raise ValueError(case.problem)
         if broken := [path for path in case.files if path.is_symlink() and not path.exists()]:
             raise FileNotFoundError(f"{broken[0]} is a link to {broken[0].readlink()}, which is not there: fetch it.")
-        self._inputs = [
-            {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in case.files
-        ]
+        files = [file for path in case.files for file in open_volume(path).files() if file.is_file()]
+        self._inputs = [{"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files]
         if not self.resume:
             return False
         record = self._read(case)

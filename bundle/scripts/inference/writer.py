@@ -20,7 +20,7 @@ class SourceHeaderWriter(NibabelWriter):
     Whichever form a program reads, and whatever it makes of pixdim, it then places output and source alike: the fields
     are copied, not computed again from the affine. A source that is not NIfTI gets both forms with the code of scanner
     coordinates. For `SaveImaged(writer="scripts.inference.writer.SourceHeaderWriter")`, with the metadata that
-    `transforms.ScanReader` put into the scan's MetaTensor.
+    `loading.ScanReader` put into the scan's MetaTensor.
     """
 
     source: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -29,7 +30,10 @@ from monailabel_app.errors import Busy, InputError, NotFound
 from monailabel_app.store import dicom_store
 from monailabel_app.store.dicom_seg import dicom_seg, finding_of
 from monailabel_app.store.dicom_store import TISSNetDICOMStore, modality_of
+from scripts.data.dataset import prepare_source
+from scripts.data.sources.registry import Options
 
+ENCODED = Path(__file__).parents[2] / "fixtures" / "dicom"
 SHAPE = (20, 16, 9)
 SPACING = (0.5, 0.7, 1.5)
 ORIGIN = (10.3, -20.2, 33.3)
@@ -411,6 +415,56 @@ def test_modality_of_a_description(modality: str | None, description: str) -> No
 )
 def test_finding_of_a_name(found: str, names: list[str]) -> None:
     assert {finding_of(name).name for name in names} == {found}
+
+
+# What a series becomes; the archive would only say how many images it has.
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TISSNetDICOMStore:
+    """A store to whose cache series have come."""
+    store = TISSNetDICOMStore(
+        DICOMwebClient(f"http://127.0.0.1:{free_port()}/dicom-web"), {"Modality": "MR"}, cache_path=str(tmp_path)
+    )
+    monkeypatch.setattr(store, "_count_of", lambda uid: 1)
+    monkeypatch.setattr(store, "_dicom_info", lambda uid: {"SeriesInstanceUID": uid})
+    return store
+
+
+def folder_of(store: TISSNetDICOMStore, uid: str) -> Path:
+    return Path(store._datastore.image_path()) / uid
+
+
+@pytest.mark.parametrize("name", ["jpeg_lossless", "rle_signed", "jpeg2000_lossy", "copies", "enhanced"])
+def test_a_series_becomes_the_volume_that_prepare_makes_of_it(
+    cached: TISSNetDICOMStore, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    folder = folder_of(cached, "1.2")
+    if (ENCODED / name).is_dir():
+        shutil.copytree(ENCODED / name, folder)
+    elif name == "copies":
+        series = write_series(folder, make_voxels(SHAPE), affine_of("oblique"), PhotometricInterpretation="MONOCHROME1")
+        shutil.copy(series.paths[3], folder / "again.dcm")
+    else:
+        write_enhanced(folder / "one.dcm", make_voxels(SHAPE), affine_of("sagittal"), order="reversed")
+    made = tmp_path_factory.mktemp("prepared")
+    prepare_source("dicom", folder, made, Options("vs"))
+    (prepared,) = made.glob("*/*_T2.nii.gz")
+    volume, expected = nib.load(cached.get_image_uri("1.2")), nib.load(prepared)
+    assert np.array_equal(volume.dataobj, expected.dataobj)
+    assert np.abs(volume.affine - expected.affine).max() < 1e-4
+    assert volume.header["qform_code"] == volume.header["sform_code"] == 1
+    notes = cached.get_image_info("1.2")["notes"]
+    record = json.loads((prepared.parent / f"{prepared.parent.name}.json").read_text())
+    assert [f"T2: {note}" for note in notes] == record["warnings"]
+    assert len(notes) == {"jpeg2000_lossy": 1, "copies": 2}.get(name, 0)
+
+
+def test_a_series_with_a_gap_is_refused(cached: TISSNetDICOMStore) -> None:
+    series = write_series(folder_of(cached, "1.2"), make_voxels(SHAPE), affine_of())
+    series.paths[4].unlink()
+    with pytest.raises(InputError, match=r"The series cannot be used\. gap: found 3 mm between 000004\.dcm"):
+        cached.get_image_uri("1.2")
 
 
 # A real archive.

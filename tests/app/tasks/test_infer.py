@@ -504,5 +504,5 @@ def test_one_scan_for_two_modalities_is_refused(make_bundle, tmp_path):
     files = [tmp_path / f"g_{m}.nii.gz" for m in SOURCES]
     for file in files:
         nib.save(make_scan("RAS"), file)
-    with pytest.raises(InputError, match="are the same scan"):
+    with pytest.raises(InputError, match="g_T1.nii.gz and g_ceT1.nii.gz have the same voxels"):
         TISSNetInferTask(make_bundle(KNOWN + GLIOMA)).answer(files, {}, case="g")

@@ -135,7 +135,7 @@ def test_nifti_wrong_arguments(tmp_path, patterns, values, message):
 
 
 def test_nifti_in_a_folder_without_any(tmp_path):
-    with pytest.raises(ValueError, match="there are no NIfTI file"):
+    with pytest.raises(ValueError, match="there are no scan"):
         find_nifti(tmp_path, {"T2": "{case}/T2.nii.gz"})
 
 

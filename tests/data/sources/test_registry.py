@@ -13,7 +13,8 @@ from made.contours import SQUARE, polygon_contour, write_contours_json, write_rt
 from made.dicom import make_affine, make_uid, write_small
 
 from scripts.data.case import Facts
-from scripts.data.datalist import MODALITIES, TASKS
+from scripts.data.datalist import TASKS
+from scripts.data.names import MODALITIES
 from scripts.data.sources.registry import SOURCES, Options, case_names, find_cases
 
 AFFINE = np.diag([0.5, 0.5, 1.5, 1.0])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from scripts.data.dicom.headers import TAGS, Instance, integer_of, read_instance, text_of, uid_name
 from scripts.data.dicom.series import Series
-from scripts.data.volume import one_line
+from scripts.data.volume import CaseError, one_line, refuse
 from scripts.files import files_below
 
 UNKNOWN = "unknown"  # patient of files without PatientID and PatientName
@@ -56,6 +56,15 @@ class Scan:
     unreadable: list[Unreadable] = field(default_factory=list)
     files: int = 0
 
+    def damaged(self, series: Series) -> dict[Path, CaseError]:
+        """Files that could not be read in the folders of a series: they may have been slices of it."""
+        folders = {file.parent for file in series.files()}
+        return {
+            path: CaseError("unreadable file", f"{path.name}: {message}", "a complete download")
+            for path, message in self.unreadable
+            if path.parent in folders
+        }
+
 
 _Read = Instance | StructureSetFile | Unreadable
 
@@ -89,6 +98,22 @@ def scan(*folders: Path, workers: int = 1) -> Scan:
     result.series = [Series(tuple(group)) for group in instances.values()]
     result.unreadable.sort()
     return result
+
+
+def open_series(folder: Path) -> Series:
+    """The only MR series in a folder and those below it, whatever else is there; its headers are read, no pixels.
+
+    Raises:
+        CaseError: "missing series" or "ambiguous series"; "unreadable file" where a file beside its images is damaged.
+    """
+    headers = scan(folder)
+    series = [one for one in headers.series if one.header.modality == "MR"]
+    if len(series) != 1:
+        shown = ", ".join(repr(one.header.description) for one in series) or f"none in {headers.files} files"
+        expected = "a folder with one MR series; scripts.prepare dicom chooses among several"
+        raise CaseError("ambiguous series" if series else "missing series", f"{folder.name}: {shown}", expected)
+    refuse([error.of(folder.name) for error in headers.damaged(series[0]).values()])
+    return series[0]
 
 
 def _paths_below(folder: Path, unreadable: list[Unreadable]) -> list[str]:

@@ -21,7 +21,7 @@ from scripts.data.dicom.headers import (
 )
 from scripts.data.dicom.pixels import LOSSY, decode, is_lossy
 from scripts.data.dicom.series_checks import stack_problems
-from scripts.data.volume import LPS_TO_RAS, CaseError
+from scripts.data.volume import LPS_TO_RAS, CaseError, check_grid
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Series:
     def header(self) -> Instance:
         """What all instances say alike, such as patient, study and description; "" is a missing value."""
         return self.instances[0]
+
+    @property
+    def label(self) -> str:
+        """What the series is called: its description, the name of its folder where it has none."""
+        return self.header.description or self.files()[0].parent.name
 
     def files(self) -> list[Path]:
         """Every file of the series, sorted."""
@@ -62,7 +67,9 @@ class Series:
         Raises:
             CaseError: the first check that fails.
         """
-        return _grid(self._checked_slices())
+        shape, affine = _grid(self._checked_slices())
+        check_grid(self.label, shape, affine)
+        return shape, affine
 
     def voxels(self) -> NDArray:
         """The array (columns, rows, slices), rescaled as the headers say; integers where nothing is to be rescaled.

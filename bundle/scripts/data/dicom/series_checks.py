@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from scripts.data.dicom.headers import Instance, directions, slice_distances, slice_positions, uid_name
 from scripts.data.dicom.pixels import READABLE
-from scripts.data.volume import FARTHEST_MM, CaseError
+from scripts.data.volume import FARTHEST_MM, LEAST_SLICES, CaseError
 
-MIN_SLICES = 3
 SPACING_IN_PLANE = (0.05, 5.0)  # mm
 SPACING_OF_SLICES = (0.1, 20.0)  # mm
 ORIENTATION_TOLERANCE = 1e-3  # of the length of a direction cosine vector, and of the product of the two
@@ -31,8 +30,8 @@ _ADVICE = "no compression, JPEG, JPEG-LS, JPEG 2000 or RLE; ask the archive for 
 
 def stack_problems(slices: Sequence[Instance]) -> Iterator[CaseError]:
     """All checks; those of positions only where orientation and spacing are such that positions mean something."""
-    if len(slices) < MIN_SLICES:
-        yield CaseError("number of slices", f"{len(slices)}, in {slices[0]}", f"at least {MIN_SLICES}")
+    if len(slices) < LEAST_SLICES:
+        yield CaseError("number of slices", f"{len(slices)}, in {slices[0]}", f"at least {LEAST_SLICES}")
     yield from _pixel_problems(slices)
     plane = [*_missing(slices), *_orientation_problems(slices), *_spacing_problems(slices)]
     yield from plane

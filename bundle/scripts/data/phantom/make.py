@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.datalist import MODALITIES, TASKS
+from scripts.data.datalist import TASKS
+from scripts.data.names import MODALITIES
 from scripts.data.phantom import mri
 from scripts.data.phantom.brain import paint_brain
 from scripts.data.phantom.canal import PORUS

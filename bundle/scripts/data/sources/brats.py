@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
+from scripts.data.names import ENDING
+from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import CaseError
 from scripts.files import files_below
 
 # Non-enhancing and necrotic core 1, edema 2, enhancing 4 up to 2021 and 3 from 2023. Files of BraTS 2023 are also found
@@ -21,14 +23,12 @@ BRATS_NEW_LABELS = LabelValues((frozenset({0, 1, 2, 3}),), _BRATS_STRUCTURES)
 
 _BRATS_OLD_SUFFIXES = {"_t1": "T1", "_t1ce": "ceT1", "_t2": "T2", "_flair": "FLAIR", "_seg": "label"}
 _BRATS_NEW_SUFFIXES = {"-t1n": "T1", "-t1c": "ceT1", "-t2w": "T2", "-t2f": "FLAIR", "-seg": "label"}
-_BRATS_FILE = re.compile(
-    r"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|-t1n|-t1c|-t2w|-t2f|-seg)(?i:\.nii(\.gz)?)"
-)
+_BRATS_FILE = re.compile(rf"(?P<case>[^.].*)(?P<suffix>_t1|_t1ce|_t2|_flair|_seg|-t1n|-t1c|-t2w|-t2f|-seg){ENDING}")
 # Cohorts of BraTS 2023 and later whose label values are the ones above. The others hold other tumors: MEN, MET, PED,
 # GoAT (several kinds in one set) and MEN-RT, which names its only image and its label in a way of its own.
 _BRATS_COHORTS = ("GLI", "SSA")
 _BRATS_COHORT = re.compile(r"BraTS-([A-Za-z-]*[A-Za-z])-\d")
-_BRATS_MEN_RT_FILE = re.compile(r"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv)(?i:\.nii(\.gz)?)")
+_BRATS_MEN_RT_FILE = re.compile(rf"(?P<case>BraTS-MEN-RT-[\d-]+)_(t1c|gtv){ENDING}")
 # Editions share patients. Those of 2017 to 2020 name them anew (name_mapping.csv of 2020 is a table of the names), 2021
 # has most of them under numbers of its own, GLI of 2023 and later goes on with the numbers of 2021, and SSA (Africa)
 # has patients of its own. From the publishers' descriptions, as remembered; not verified on the data of all editions.
@@ -45,7 +45,7 @@ def find(folders: Sequence[Path], options: Options) -> Found:
 def find_brats(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
     """Cases of BraTS 2017 to 2024 anywhere below a folder, sorted by case id.
 
-    Understands `<case>_{t1,t1ce,t2,flair,seg}` and `<case>-{t1n,t1c,t2w,t2f,seg}`, `.nii` and `.nii.gz`.
+    Understands `<case>_{t1,t1ce,t2,flair,seg}` and `<case>-{t1n,t1c,t2w,t2f,seg}`, in any format.
     A missing modality is left to the caller, who knows which ones its task needs.
 
     Returns:
@@ -80,10 +80,10 @@ def find_brats(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
         if problem is not None:
             problems.append(problem.at(case))
             continue
-        images = {name: NiftiVolume(paths[0]) for name, paths in found.items() if name != "label"}
+        images = {name: open_volume(paths[0]) for name, paths in found.items() if name != "label"}
         values = BRATS_NEW_LABELS if case in newer else BRATS_OLD_LABELS
         cases.append(
-            NiftiCase(case, brats_patient(case), brats_cohort(case), images, NiftiVolume(found["label"][0]), values)
+            NiftiCase(case, brats_patient(case), brats_cohort(case), images, open_volume(found["label"][0]), values)
         )
     return cases, problems
 

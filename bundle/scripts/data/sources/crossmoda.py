@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
+from scripts.data.names import ENDING
+from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity, file_problem
 from scripts.data.sources.registry import Found, Options
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import CaseError
 from scripts.files import files_below
 
 _STRUCTURE = "vestibular schwannoma"
@@ -21,7 +23,7 @@ CROSSMODA_2023_LABELS = LabelValues(
 
 _CROSSMODA_FILE = re.compile(
     r"(?P<case>crossmoda(?:(?:20)?(?P<year>2[1-3])_(?P<site>ldn|etz|ukm))?_(?P<number>\d+))"
-    r"_(?P<name>ceT1|hrT2|T2|Label)(?i:\.nii(\.gz)?)"
+    rf"_(?P<name>ceT1|hrT2|T2|Label){ENDING}"
 )
 _CROSSMODA_NAMES = {"ceT1": "ceT1", "hrT2": "T2", "T2": "T2", "Label": "label"}
 
@@ -90,7 +92,7 @@ def _crossmoda_problem(found: dict[str, list[Path]]) -> CaseError | None:
 def _crossmoda_case(name: re.Match[str], found: dict[str, list[Path]]) -> NiftiCase:
     """The case that a file name of crossMoDA belongs to; `crossmoda_N` of 2021 is `crossmoda2021_ldn_N` from 2022."""
     year, site = int(name["year"] or 21) + 2000, name["site"] or "ldn"
-    volumes = {modality: NiftiVolume(paths[0]) for modality, paths in found.items()}
+    volumes = {modality: open_volume(paths[0]) for modality, paths in found.items()}
     label = volumes.pop("label", None)
     values = CROSSMODA_2023_LABELS if year == 2023 else CROSSMODA_2022_LABELS
     return NiftiCase(

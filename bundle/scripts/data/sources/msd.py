@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
+from scripts.data.names import ENDING
+from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
-from scripts.data.volume import CaseError, NiftiVolume, one_line
+from scripts.data.volume import CaseError, NiftiVolume, Volume, one_line
 from scripts.files import files_below
 
 # Edema 1, non-enhancing 2, enhancing 3.
@@ -20,7 +22,7 @@ MSD_LABELS = LabelValues(
 
 MSD_CHANNELS = ("FLAIR", "T1", "ceT1", "T2")
 _MSD_DECLARED_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
-_MSD_CHANNEL_FILE = re.compile(r"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels)(?i:\.nii(\.gz)?)")
+_MSD_CHANNEL_FILE = re.compile(rf"(?P<case>[^.].*)_(?P<suffix>000[0-3]|labels){ENDING}")
 
 
 def find(folders: Sequence[Path], options: Options) -> Found:
@@ -48,7 +50,7 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
     if four_d:
         for part, name in (("imagesTr", "images"), ("labelsTr", "label")):
             for path in files_below(folder / part):
-                match = re.fullmatch(r"([^.].*)(?i:\.nii(\.gz)?)", path.name)
+                match = re.fullmatch(rf"([^.].*){ENDING}", path.name)
                 if match is not None:
                     files.setdefault(match[1], {}).setdefault(name, []).append(path)
     else:
@@ -66,12 +68,13 @@ def find_msd(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
         if problem is not None:
             problems.append(problem.at(case))
         else:
+            images: dict[str, Volume]
             if four_d:
                 path = found["images"][0]
                 images = {m: NiftiVolume(path, channel, len(MSD_CHANNELS)) for channel, m in enumerate(MSD_CHANNELS)}
             else:
-                images = {name: NiftiVolume(paths[0]) for name, paths in found.items() if name != "label"}
-            cases.append(NiftiCase(case, case, "MSD", images, NiftiVolume(found["label"][0]), MSD_LABELS))
+                images = {name: open_volume(paths[0]) for name, paths in found.items() if name != "label"}
+            cases.append(NiftiCase(case, case, "MSD", images, open_volume(found["label"][0]), MSD_LABELS))
     return cases, problems
 
 

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from scripts.data.conversion import nifti_jobs
-from scripts.data.datalist import MODALITIES, TASKS
-from scripts.data.names import stem_of
+from scripts.data.datalist import TASKS
+from scripts.data.names import MODALITIES, misnamed, stem_of
+from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, ambiguity
 from scripts.data.sources.registry import Found, Options
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import CaseError
 from scripts.files import files_below
 
 _PLACEHOLDERS = ("case", "patient", "cohort")
@@ -23,7 +24,8 @@ _PATTERN_EXAMPLE = 'such as "{case}/T2*.nii.gz"'
 def find(folders: Sequence[Path], options: Options) -> Found:
     """The cases as jobs; arguments and errors as in `find_cases` of `registry.py`."""
     cases, problems = find_nifti(folders[0], options.patterns, label_values=options.label_values)
-    return Found(nifti_jobs(cases, options), problems)
+    images = ((name, file) for case in cases for name, image in case.images.items() for file in image.files())
+    return Found(nifti_jobs(cases, options), problems, notes=misnamed(images))
 
 
 def tumor_labels(values: Collection[int] | None = None) -> LabelValues:
@@ -51,10 +53,9 @@ def find_nifti(
 
     A pattern is a path relative to the folder. `{case}`, and where wanted `{patient}` and `{cohort}`, stand for a
     piece of one part of the path, the same wherever the name is repeated; `*` for any characters of one part, `?` for
-    one character. Only `.nii` and `.nii.gz` files are looked at, and none whose name, or folder's name, begins with a
-    dot. A case id, such as a time point, that several patients have each with a file for the same modality is told
-    apart by `<patient>_` before it. Without `{patient}` every case is a patient of its
-    own, without `{cohort}` all are of one.
+    one character. Only files with a suffix of a scan (`volume.SUFFIXES`) are looked at, and no hidden ones. A case id,
+    such as a time point, that several patients have each with a file for the same modality is told apart by
+    `<patient>_` before it. Without `{patient}` every case is a patient of its own, without `{cohort}` all are of one.
 
     Args:
         folder: where the files are.
@@ -80,7 +81,7 @@ def find_nifti(
     for name, expression in compiled.items():
         matches = [match for match in map(expression.fullmatch, present) if match is not None]
         if not matches:
-            shown = ", ".join(islice(present, 5)) or "no NIfTI file"
+            shown = ", ".join(islice(present, 5)) or "no scan"
             raise ValueError(f"{folder}: no file matches {name}={patterns[name]!r}; there are {shown}")
         found_all += [(name, match) for match in matches]
     shared = _shared_ids(found_all)
@@ -96,7 +97,7 @@ def find_nifti(
         if problem is not None:
             problems.append(problem.at(case))
             continue
-        volumes = {name: NiftiVolume(paths[0]) for name, paths in found.items()}
+        volumes = {name: open_volume(paths[0]) for name, paths in found.items()}
         label = volumes.pop("label", None)
         (patient,), (cohort,) = facts[case].get("patient", {case}), facts[case].get("cohort", {"NIfTI"})
         cases.append(NiftiCase(case, patient, cohort, volumes, label, None if label is None else values))

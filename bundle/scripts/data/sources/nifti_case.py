@@ -1,4 +1,4 @@
-"""A case published as NIfTI, whatever its layout: its volumes, and what its label values mean."""
+"""A case published as files, NIfTI or another format, whatever their layout: its volumes, what label values mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.data.volume import CaseError, NiftiVolume, whole_numbers
+from scripts.data.volume import CaseError, Volume, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LabelValues:
 
 @dataclass(frozen=True)
 class NiftiCase:
-    """One case published as NIfTI: where its volumes are and what its label values mean.
+    """One case published as files: where its volumes are and what its label values mean.
 
     Args:
         case: unique in the data set, and fit for a file name.
@@ -57,8 +57,8 @@ class NiftiCase:
     case: str
     patient: str
     cohort: str
-    images: dict[str, NiftiVolume]
-    label: NiftiVolume | None
+    images: dict[str, Volume]
+    label: Volume | None
     label_values: LabelValues | None
 
 

@@ -26,7 +26,7 @@ from scripts.data.dicom.rtstruct import (
     read_rtstruct,
 )
 from scripts.data.dicom.series import Series
-from scripts.data.names import SUPPRESSED, read_name
+from scripts.data.names import is_called_otherwise, is_suppressed
 from scripts.data.sources.registry import Found, Options
 from scripts.data.volume import CaseError, refuse
 
@@ -140,7 +140,8 @@ def find_studies(
         found = list(_series_of_studies(own, modalities, patterns))
         for index, (chosen, errors) in enumerate(found, start=1):
             case = _unused(name if len(found) == 1 else f"{name}_{index}", used)
-            damaged = {} if errors else _damaged_files(chosen, headers)
+            sound = {} if errors else chosen
+            damaged = {path: e.of(name) for name, one in sound.items() for path, e in headers.damaged(one).items()}
             told |= damaged.keys()
             errors = errors or list(damaged.values())
             errors = errors or [error.of(modality) for modality, one in chosen.items() for error in one.problems()]
@@ -215,18 +216,6 @@ def _unused(name: str, used: set[str]) -> str:
     return numbered
 
 
-def _damaged_files(series: Mapping[str, Series], headers: Scan) -> dict[Path, CaseError]:
-    """Files that could not be read in the folder of a chosen series: they may have been slices of it."""
-    errors = {}
-    for name, one in series.items():
-        folders = {file.parent for file in one.files()}
-        for path, message in headers.unreadable:
-            if path.parent in folders:
-                found = f"{name}: {path.name}: {message}"
-                errors[path] = CaseError("unreadable file", found, "a complete download")
-    return errors
-
-
 def _series_of_studies(
     all_series: Sequence[Series], modalities: Sequence[str], patterns: Mapping[str, str]
 ) -> Iterable[tuple[dict[str, Series], list[CaseError]]]:
@@ -266,37 +255,20 @@ def _choose(
     errors = []
     for name in modalities:
         pattern = patterns.get(name)
-        fitting = [s for s in candidates if pattern is None or re.search(pattern, _label(s), re.IGNORECASE)]
+        fitting = [s for s in candidates if pattern is None or re.search(pattern, s.label, re.IGNORECASE)]
         wanted = "one MR series" if pattern is None else f"one MR series whose description contains {pattern!r}"
-        if pattern is None and len(fitting) == 1 and _is_called_otherwise(fitting[0], name):
+        if pattern is None and len(fitting) == 1 and is_called_otherwise(fitting[0].label, name):
             fitting, wanted = [], f"one MR series that is not called otherwise than {name}"
         elif pattern is not None and name == "T2":
-            fitting = [series for series in fitting if not _is_suppressed(series, pattern)]
+            fitting = [series for series in fitting if not is_suppressed(series.label, pattern)]
             wanted += ", and not FLAIR, dark-fluid, TIRM or STIR unless the pattern does too"
         if len(fitting) == 1:
             chosen[name] = fitting[0]
             continue
-        shown = ", ".join(repr(_label(s)) for s in fitting or candidates) or "none"
+        shown = ", ".join(repr(s.label) for s in fitting or candidates) or "none"
         check = "ambiguous series" if fitting else "missing series"
         errors.append(CaseError(check, f"{name}: series {shown}", f"{wanted}; --series chooses by another pattern"))
     return chosen, errors
-
-
-def _is_called_otherwise(series: Series, modality: str) -> bool:
-    """Whether a series' name says that it is something else; many a T1 with contrast agent is just called T1."""
-    says = read_name(_label(series))
-    return (says.modality or says.other) not in (None, modality, "T1" if modality == "ceT1" else None)
-
-
-def _is_suppressed(series: Series, pattern: str) -> bool:
-    """Whether a series is called FLAIR, dark-fluid, TIRM or STIR, in words of which the pattern has none."""
-    words = [match[0].lower() for match in SUPPRESSED.finditer(_label(series))]
-    return bool(words) and not any(word in pattern.lower() for word in words)
-
-
-def _label(series: Series) -> str:
-    """What a series is called: its description, the name of its folder where it has none."""
-    return series.header.description or series.files()[0].parent.name
 
 
 def _structure_sets(case: StudyCase, facts: Facts) -> tuple[list[StructureSet], list[CaseError]]:

@@ -10,17 +10,19 @@ from pathlib import Path
 from scripts.data.conversion import nifti_jobs
 from scripts.data.datalist import TASKS
 from scripts.data.dicom.folder import scan
+from scripts.data.names import ENDING
+from scripts.data.reading import open_volume
 from scripts.data.sources.nifti_case import LabelValues, NiftiCase, file_problem
 from scripts.data.sources.registry import Found, Options
 from scripts.data.sources.studies import StudyCase, study_jobs
-from scripts.data.volume import CaseError, NiftiVolume
+from scripts.data.volume import CaseError
 from scripts.files import files_below
 
 # How descriptions of series begin or what they contain; regular expressions, in any case.
 VS_SEG_SERIES = {"T2": "t2_", "ceT1": "t1_"}
 VS_CONVERTED_LABELS = LabelValues((frozenset({0, 1}),), {"vestibular schwannoma": frozenset({1})})
 
-_VS_CONVERTED_FILE = re.compile(r"vs_gk_(?P<name>t1|t2|seg)_ref(?P<grid>T1|T2)(?i:\.nii(\.gz)?)")
+_VS_CONVERTED_FILE = re.compile(rf"vs_gk_(?P<name>t1|t2|seg)_ref(?P<grid>T1|T2){ENDING}")
 _VS_CONVERTED_NAMES = {"t1": "ceT1", "t2": "T2", "seg": "label"}
 _CONTOURS_FOLDER = re.compile(r"vs_gk_(?P<number>\d+)_t(?P<weighting>[12])", re.IGNORECASE)
 _MODALITY_OF = {"1": "ceT1", "2": "T2"}
@@ -74,8 +76,8 @@ def find_vs_converted(folder: Path) -> tuple[list[NiftiCase], list[CaseError]]:
         if problem is not None:
             problems.append(problem.at(case))
             continue
-        images = {name: NiftiVolume(paths[0]) for name, paths in found.items() if name != "label"}
-        label = NiftiVolume(found["label"][0])
+        images = {name: open_volume(paths[0]) for name, paths in found.items() if name != "label"}
+        label = open_volume(found["label"][0])
         cases.append(NiftiCase(case, case, "VS-SEG", images, label, VS_CONVERTED_LABELS))
     return cases, problems
 
