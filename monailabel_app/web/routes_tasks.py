@@ -244,6 +244,9 @@ async def batch(
 ) -> Any:
     """Runs a model over the store, in the background."""
     options = clean_options(body, config_of(task_of("model", model)), BATCH)
+    options.pop(
+        "label_info", None
+    )  # for DICOM-SEG alone; the process gets its request as an argument, of bounded length
     asked = {"images": images} | BATCH_DEFAULTS | options | {"model": model, "logging": "WARNING"}
     return await _run(request, "batch_infer", asked, run_sync)
 
