@@ -41,12 +41,20 @@ ODD = (
     *(".", "..", "", " ", "a\0b", "a\nb", "x" * 300, "p1_T2/../../outside", "ÄÖ_T2", "p1_T2 ", "\u202ep1_T2", "😀"),
 )
 NAMES = ("p1_T2", "p1_ceT1", "p2_T2", "p3_flair", "p4_seg", "nobody_T2")
-OPTIONS = (
+RESULT = (
     *("threshold", "overlap", "flips", "device", "result_extension", "result_dtype", "result_compress", "label_info"),
-    *("label_tag", "save_label", "restore_label_idx", "max_epochs", "val_split", "learning_rate", "seed", "images"),
-    *("promote_if_better", "multi_gpu", "gpus", "skip_finished", "skip_answered", "max_workers", "max_batch_size"),
-    *("y", "y_pred", "labels", "client_id", "model", "image", "upload", "files", "session", "strategy", "logging"),
+    *("label_tag", "save_label", "restore_label_idx"),
 )
+START = ("device", "multi_gpu", "gpus", "max_epochs", "val_split", "learning_rate", "seed", "promote_if_better")
+OPTIONS = {
+    "infer": RESULT,
+    "train": START,
+    "scoring": ("device", "multi_gpu", "gpus", "y", "y_pred"),
+    "activelearning": ("label_tag", "labels", "client_id"),
+    "batch/infer": (*RESULT, *START[:3], "images", "skip_finished", "skip_answered", "max_workers", "max_batch_size"),
+    "facts": ("label_info", "note", "id", "ts", "name"),
+}
+FOREIGN = ("model", "image", "upload", "files", "session", "strategy", "logging", "description", "bundle_path")
 USUAL = (
     *(0, 0.5, 1, True, False, None, "true", "cpu", "cuda", "cuda:3", ["cpu"], ".nii.gz", "uint8", "original", "all"),
     *("final", "unlabeled", [{"name": "tumor", "color": [1, 2, 3], "idx": 1}], ["original"], "p1_T2", 3, 2e-5),
@@ -60,16 +68,27 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
     max_leaves=6,
 )
-options = st.dictionaries(st.one_of(st.sampled_from(OPTIONS), texts), values, max_size=3)
-bodies = st.one_of(
-    st.dictionaries(st.sampled_from(OPTIONS), st.sampled_from(USUAL), max_size=2).map(json.dumps),
-    options.map(json.dumps),
-    values.map(json.dumps),
-    st.binary(max_size=20).map(lambda raw: raw.decode("latin-1")),
-)
+
+
+def mostly(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """One in eight is odd, so that not all requests are refused for the first thing that is looked at."""
+    return st.integers(0, 7).flatmap(lambda draw: odd if draw == 7 else usual)
+
+
+def bodies(kind: str) -> st.SearchStrategy[str]:
+    """What is to be JSON of a kind of task's options, all of one name known but the odd ones."""
+    known = st.dictionaries(
+        mostly(st.sampled_from(OPTIONS[kind]), st.sampled_from(FOREIGN) | texts),
+        st.one_of(st.sampled_from(USUAL), st.sampled_from(USUAL), values),
+        max_size=2,
+    )
+    noise = st.binary(max_size=20).map(lambda raw: raw.decode("latin-1"))
+    return mostly(known.map(json.dumps), values.map(json.dumps) | noise)
+
+
 letters = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
-names = st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(ODD), letters)
-tags = st.one_of(st.sampled_from(["final", "original", "synthetic", "other"]), names)
+names = mostly(st.sampled_from(NAMES), st.sampled_from(ODD) | letters)
+tags = mostly(st.sampled_from(["final", "original", "synthetic", "other"]), names)
 switches = st.sampled_from(["true", "false", "maybe", "", "2"])
 READ = (
     *("/datastore/", "/datastore/image", "/datastore/image/info", "/datastore/label", "/datastore/label/info"),
@@ -90,23 +109,24 @@ def asked(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from([*TASKS, *TASKS, "image", "label", "facts", "read", "session"]))
     one: dict[str, Any] = {"method": "POST", "query": {}, "form": None, "body": None, "files": {}}
     if kind in TASKS:
-        name = draw(st.one_of(st.sampled_from(TASKS[kind]), st.sampled_from(TASKS[kind]), names))
+        name = draw(mostly(st.sampled_from(TASKS[kind]), names))
         one["path"] = f"/{kind}/{quote(name, safe='')}"
     if kind == "infer":
-        one["query"] = {"image": draw(names)} | draw(some(session_id=names, output=st.sampled_from(["json", "image"])))
-        one["form"] = {"params": draw(bodies)}
+        one["query"] = {"image": draw(names), "output": draw(mostly(st.sampled_from(["json", "image", "all"]), names))}
+        one["query"] |= draw(mostly(st.just({}), some(session_id=names)))
+        one["form"] = {"params": draw(bodies(kind))}
         if draw(st.booleans()):
             one["files"] = {"file": draw(files())}
     elif kind in TASKS:
-        one["body"] = draw(bodies)
-        one["query"] = draw(some(images=names, enqueue=switches))
+        one["body"] = draw(bodies(kind))
+        one["query"] = draw(mostly(st.just({}), some(images=names, enqueue=switches)))
     elif kind in ("image", "label"):
-        one |= {"method": "PUT", "path": f"/datastore/{kind}", "form": draw(some(params=bodies))}
-        one["query"] = draw(some(image=names, tag=tags))
+        one |= {"method": "PUT", "path": f"/datastore/{kind}", "form": draw(some(params=bodies("facts")))}
+        one["query"] = {"image": draw(names | letters)} | draw(some(tag=tags))
         one["files"] = {"file" if kind == "image" else "label": draw(files())}
     elif kind == "facts":
         one |= {"method": "PUT", "path": draw(st.sampled_from(["/datastore/image/info", "/datastore/label/info"]))}
-        one["query"], one["form"] = draw(some(image=names, label=names, tag=tags)), draw(some(info=bodies))
+        one["query"], one["form"] = draw(some(image=names, label=names, tag=tags)), draw(some(info=bodies("facts")))
     elif kind == "session":
         one |= {"method": "PUT", "path": "/session/", "query": draw(some(uncompress=switches, expiry=letters))}
         one["files"] = {"files": draw(files())}
@@ -127,9 +147,11 @@ def some(**parts: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, bytes]:
     """A file as a client sends it: its name, and a scan, noise or nothing."""
-    stem = draw(st.one_of(st.sampled_from([*NAMES, "new", "tmpabcd1234"]), letters))
-    ending = draw(st.sampled_from([".nii.gz", ".nii", ".nrrd", ".NII", ".seg.nrrd", ".bin", "", ".py"]))
-    content = draw(st.sampled_from([SCAN, SCAN, MASK, MASK, SCAN[:500], b""]) | st.binary(max_size=400))
+    stem = draw(mostly(st.sampled_from([*NAMES, "new", "tmpabcd1234"]), letters))
+    ending = draw(
+        mostly(st.just(".nii"), st.sampled_from([".nii.gz", ".nrrd", ".NII", ".seg.nrrd", ".bin", "", ".py"]))
+    )
+    content = draw(mostly(st.sampled_from([SCAN, MASK]), st.sampled_from([SCAN[:500], b""]) | st.binary(max_size=400)))
     return stem + ending, content
 
 
