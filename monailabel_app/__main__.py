@@ -17,7 +17,7 @@ APP = Path(__file__).resolve().parent
 ROOT = APP.parent
 DEFAULTS = {
     "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality":"MR"}',
-    "MONAI_LABEL_DATASTORE_FILE_EXT": '["*.nii.gz","*.nii","*.nrrd"]',
+    "MONAI_LABEL_DATASTORE_FILE_EXT": '["*.nii.gz","*.nii","*.nrrd","*.NII.GZ","*.NII","*.NRRD"]',
     "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # each would start the app once more, in a process of its own
 }
 

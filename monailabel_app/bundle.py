@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +18,11 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from monailabel_app import versions
 from monailabel_app.errors import InputError, sentence_of
+from monailabel_app.reader import CODE, use_code
 
 logger = logging.getLogger(__name__)
 
 APP = Path(__file__).resolve().parent
-CODE = "scripts"  # the module of every bundle
 HEAD = -0.8  # of the bundle's normalized images, -1 to 1: above, it is no noise of the air
 BOTH_SIDES_MM = 100.0  # a head is wider; less of it is a scan of one side
 CUT_OFF = 0.05  # of its largest sagittal section: a head that has more in an outermost plane goes on beyond it
@@ -35,6 +33,7 @@ DEMONSTRATION = (
     "patients."
 )
 NAMES = ("tissnet_vs", "tissnet_glioma")
+MONAI_LABEL_CONF = ("server_mode",)  # options that its base class reads
 # The repository's bundle as the glioma one; a released glioma bundle needs none of this.
 GLIOMA_OVERRIDES = ("configs/glioma.yaml", "configs/glioma_2mm.yaml")
 GLIOMA_METADATA = "configs/metadata_glioma.yaml"
@@ -172,9 +171,7 @@ class ServedBundle:
         Raises:
             ValueError: the process runs other code already, that of another bundle.
         """
-        if CODE not in sys.modules:
-            sys.path.insert(0, str(self.folder))
-        running = Path(str(importlib.import_module(CODE).__file__)).parent
+        running = Path(str(use_code(self.folder).__file__)).parent
         if _sources(running) != _sources(self.folder / CODE):
             raise ValueError(
                 f"model {self.name}: the code of {self.folder} differs from that of {running.parent}, which this "
@@ -350,6 +347,8 @@ def load_models(conf: Mapping[str, str]) -> dict[str, ServedBundle]:
             `ServedBundle`.
         FileNotFoundError: a model's config or weights are not there.
     """
+    if unknown := sorted({*conf} - {*Conf.model_fields, *MONAI_LABEL_CONF}):
+        raise ValueError(f"--conf {unknown[0]}: there is no such option, expected {', '.join(Conf.model_fields)}.")
     try:
         given = Conf.model_validate({key: value for key, value in conf.items() if value})
     except ValidationError as error:

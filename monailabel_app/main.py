@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -27,6 +29,7 @@ from monailabel_app.bundle import DEMONSTRATION, load_models  # noqa: E402
 from monailabel_app.errors import InputError, NotFound  # noqa: E402
 from monailabel_app.store.cases import source_images  # noqa: E402
 from monailabel_app.store.dicom_store import open_store  # noqa: E402
+from monailabel_app.store.passed_over import passed_over  # noqa: E402
 from monailabel_app.store.shared import mend, share  # noqa: E402
 from monailabel_app.tasks.batch import TISSNetBatchInferTask  # noqa: E402
 from monailabel_app.tasks.infer import TISSNetInferTask  # noqa: E402
@@ -86,9 +89,22 @@ class TISSNetApp(MONAILabelApp):
     def init_batch_infer(self) -> Any:
         return TISSNetBatchInferTask(self.models)
 
+    def info(self) -> dict[str, Any]:
+        """What the app offers, and with `passed_over` what lies in the studies and is not served."""
+        return super().info() | {"passed_over": self.passed_over()}
+
+    def passed_over(self) -> list[str]:
+        """Sentences, see `store.passed_over`; of an archive none."""
+        store = self.datastore()
+        modalities = {m for model in self.models.values() for m in (*model.source_modalities, model.target_modality)}
+        local = isinstance(store, LocalDatastore) and not isinstance(store, DICOMWebDatastore)
+        return passed_over(store, modalities) if local else []
+
     def on_init_complete(self) -> None:
         """Called by a server once it is up; not in the processes of its background tasks."""
         super().on_init_complete()
+        for sentence in self.passed_over():
+            logger.warning("passed over in the studies: %s", sentence)
         for bundle in self.models.values():
             threading.Thread(target=bundle.warm_up, name=f"warm up {bundle.name}", daemon=True).start()
 

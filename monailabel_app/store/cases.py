@@ -1,10 +1,12 @@
 """The cases of the store: which images and files make one up, which of them a model starts from, which are finished.
 
-A case's modalities are images side by side, told apart by their names or by the descriptions of a DICOM study.
+A case's modalities are images side by side, told apart by their names, as the bundle reads them, or by the descriptions
+of a DICOM study.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from monailabel_app.errors import InputError, NotFound
-
-MODALITIES = ("T1", "ceT1", "T2", "FLAIR")
+from monailabel_app.reader import read_name
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,58 @@ def list_cases(datastore: Datastore, models: Collection[Sequence[str]]) -> list[
 
 
 def case_of(image_id: str) -> tuple[str, str | None]:
-    """Splits `<case>_<modality>` into case and modality, None for an image without one."""
-    case, _, modality = image_id.rpartition("_")
-    return (case, modality) if case and modality in MODALITIES else (image_id, None)
+    """Splits `<case>_<modality>`, however it is spelled, into case and modality, None for an image without one."""
+    named = read_name(image_id)
+    return (named.case, named.modality) if named.modality else (image_id, None)
 
 
 def siblings(datastore: Datastore, image_id: str) -> dict[str, str]:
-    """The images of the case that an image belongs to: id by modality; without names, from a DICOM study."""
+    """The images of the case that an image belongs to: id by modality; without names, from a DICOM study.
+
+    Where several are of one modality, the image itself is taken, or the one whose name is `<case>_<modality>` to the
+    letter; otherwise the modality is left out, for which one is meant is not known.
+    """
     if hasattr(datastore, "siblings"):
         return datastore.siblings(image_id)
     case, modality = case_of(image_id)
     if modality is None:
         return {}
-    known = set(datastore.list_images())
-    return {m: f"{case}_{m}" for m in MODALITIES if f"{case}_{m}" in known}
+    chosen = {}
+    for name, images in _by_case(tuple(datastore.list_images())).get(case, {}).items():
+        meant = [image for image in images if image in (image_id, f"{case}_{name}")]
+        if name == modality:
+            chosen[name] = image_id
+        elif len(images) == 1 or meant:
+            chosen[name] = (meant or images)[0]
+    return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def _by_case(images: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
+    """The images of each case by modality."""
+    cases: dict[str, dict[str, list[str]]] = {}
+    for image in images:
+        case, modality = case_of(image)
+        if modality is not None:
+            cases.setdefault(case, {}).setdefault(modality, []).append(image)
+    return cases
+
+
+def check_named(name: str, sources: Sequence[str], *, called: str = "") -> None:
+    """Refuses a scan whose name says that it is none of a model's source modalities; a name may say nothing.
+
+    Args:
+        name: of the image, or of the file without its ending.
+        sources: the model's source modalities.
+        called: what the message calls it, the name where left out.
+    """
+    says, wanted = read_name(name).says, " and ".join(sources)
+    if says and says not in sources:
+        raise InputError(
+            f"{called or repr(name)} is {says} by its name, this model starts from {wanted}: open that scan of the "
+            f"patient. If it is {' or '.join(sources)} all the same, save it under a name that says so, such as "
+            f"NAME_{sources[0]}."
+        )
 
 
 def submitted_images(datastore: Datastore) -> set[str]:
@@ -91,13 +130,18 @@ def submitted_images(datastore: Datastore) -> set[str]:
 def start_image(datastore: Datastore, image_id: str, sources: Sequence[str]) -> str | None:
     """The image of a case that a task is asked with and its answer is kept with: of its last source modality.
 
-    An image without a modality in its name is a case by itself where the task has one source. None for a case that
-    lacks that modality.
+    An image whose name says nothing is a case by itself where the task has one source. None for a case that lacks that
+    modality, and for an image that is another kind by its name, such as a mask.
     """
     found = siblings(datastore, image_id)
     if not found:
-        return image_id if len(sources) == 1 else None
+        return image_id if len(sources) == 1 and not _other(datastore, image_id) else None
     return found.get(sources[-1])
+
+
+def _other(datastore: Datastore, image_id: str) -> str | None:
+    """What else than a scan an image is by its name; the series of an archive are told apart by their study."""
+    return None if hasattr(datastore, "siblings") else read_name(image_id).other
 
 
 def source_files(datastore: Datastore, image_id: str, sources: Sequence[str]) -> list[Path]:
@@ -116,6 +160,8 @@ def source_images(datastore: Datastore, image_id: str, sources: Sequence[str]) -
         raise NotFound(f"There is no image {image_id!r} on the server: refresh the list, or upload the scan.")
     found = siblings(datastore, image_id)
     wanted = " and ".join(sources)
+    if not hasattr(datastore, "siblings"):
+        check_named(image_id, sources)
     if not found and len(sources) == 1:
         return [image_id]
     if not found:
@@ -128,6 +174,8 @@ def source_images(datastore: Datastore, image_id: str, sources: Sequence[str]) -
     if opened not in sources:
         raise InputError(f"{image_id!r} is {opened}, this model starts from {wanted}: open that scan of the patient.")
     missing = [modality for modality in sources if modality not in found]
+    if several := _several(datastore, image_id, missing):
+        raise InputError(f"This model needs {wanted} of one patient, and there are {several}: keep one of each.")
     if missing:
         raise InputError(
             f"This model needs {wanted} of one patient, and beside {image_id!r} there is "
@@ -136,3 +184,11 @@ def source_images(datastore: Datastore, image_id: str, sources: Sequence[str]) -
             + "."
         )
     return [found[modality] for modality in sources]
+
+
+def _several(datastore: Datastore, image_id: str, missing: Sequence[str]) -> str:
+    """The images that a case has of modalities which are missing because there is more than one; "" where none has."""
+    if hasattr(datastore, "siblings"):
+        return ""
+    of_case = _by_case(tuple(datastore.list_images())).get(case_of(image_id)[0], {})
+    return ", ".join(repr(image) for modality in missing for image in of_case.get(modality, ()))

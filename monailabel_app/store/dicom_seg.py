@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from monailabel_app.errors import InputError
-from monailabel_app.images import read_volume
+from monailabel_app.images import read_mask
 
 logger = logging.getLogger(__name__)
 
@@ -315,11 +315,7 @@ def _plane(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _read_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A mask's voxels (X, Y, Z), 0 and 1, and its grid: voxel indices to LPS mm, 4 x 4."""
-    voxels, affine = read_volume(path, f"The mask {path.name}")
-    values = np.unique(voxels)
-    if not np.isin(values, (0, 1)).all():
-        found = ", ".join(f"{value:g}" for value in values[:10])
-        raise InputError(f"The mask {path.name} has the values {found}: 0 (background) and 1 (tumor) are expected.")
+    voxels, affine = read_mask(path, "the mask")
     return voxels != 0, np.diag([-1, -1, 1, 1]) @ affine
 
 

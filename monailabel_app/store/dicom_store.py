@@ -42,13 +42,13 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _WORDS = {
     "T1": r"t1|t1w|mp ?rage|mpr|bravo|tfl3d|spgr|vibe",
     "T2": r"t2|t2w|ciss|ciss3d|fiesta|drive",
-    "FLAIR": r"flair|dark ?fluid",
+    "FLAIR": r"flair|dark ?fluid|tirm|ir ?prep",
     "ceT1": r"cet1|t1ce|t1c|t1gd",
     "contrast": r"c|ce|gd|gad|gado|gadolinium|contrast|post|km|enhanced",
     "no contrast": r"pre|nativ|native|non? ?contrast|without|unenhanced",
     "another": (
         r"adc|dwi|dti|swi|tof|mra|mrv|angio|perf|perfusion|dsc|dce|asl|bold|fmri|loc|localizer|localiser|scout|survey"
-        r"|mip|sub|pd|pdw|t2 ?star|t2 gre|hemo|heme|medic"
+        r"|mip|sub|pd|pdw|t2 ?star|t2 gre|hemo|heme|medic|stir"
     ),
 }
 

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import write_itk
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from monailabel_app.bundle import DEMONSTRATION, Segmentation, ServedBundle
+from monailabel_app.devices import Device
 from monailabel_app.errors import InputError, sentence_of
-from monailabel_app.images import check_header, modality_notes, write_nifti
+from monailabel_app.images import check_scan, modality_notes, write_nifti
 from monailabel_app.measurements import measure
+from monailabel_app.store.cases import check_named
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,6 @@ def _switch(value: Any) -> bool:
     return found
 
 
-def _known_device(value: Any) -> str:
-    device = str(name_to_device(value))
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["cuda"] * torch.cuda.is_available()]
-    if device not in known:
-        raise InputError(f"There is no device {device!r} on the server: expected one of {', '.join(known)}.")
-    return device
-
-
 Switch = Annotated[bool, BeforeValidator(_switch)]  # as JSON, or as the text that a form sends
 
 
@@ -52,7 +45,7 @@ class Options(BaseModel):
     threshold: float = Field(ge=0.01, le=0.99)
     overlap: float = Field(ge=0, le=0.75)
     flips: Switch = False
-    device: Annotated[str, BeforeValidator(_known_device)]
+    device: Device
     result_extension: Literal[EXTENSIONS] = ".nrrd"  # type: ignore[valid-type]
     result_dtype: Literal[DTYPES] = "uint8"  # type: ignore[valid-type]
     result_compress: Switch = False
@@ -119,11 +112,13 @@ class TISSNetInferTask(InferTask):
         Raises:
             InputError: an option or a scan that cannot be used.
         """
-        options = self._options(request)
+        options, sources = self._options(request), self.bundle.source_modalities
         dtype = options.result_dtype
         notes = []
-        for file, modality in zip(files, self.bundle.source_modalities, strict=True):
-            check_header(file, f"{modality} of {case!r}")
+        if len(sources) == 1:
+            check_named(files[0].name.partition(".")[0], sources, called=repr(case))
+        for file, modality in zip(files, sources, strict=True):
+            check_scan(file, f"case {case}")
             notes += modality_notes(file, modality, self.bundle.t2_likeness)
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
             asked = options.model_dump(include={"threshold", "overlap", "flips", "device"})

@@ -14,7 +14,8 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from monailabel_app.errors import InputError
-from monailabel_app.images import check_same_grid, read_mask, spacing_of
+from monailabel_app.images import read_mask, spacing_of
+from monailabel_app.reader import check_one_grid, open_volume
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +75,10 @@ class DiceOfSubmitted(ScoringMethod):
 
 def _compare(datastore: Datastore, label: str, tag: str, predicted: str, tag_pred: str) -> dict[str, Any]:
     names = (f"the submitted mask of {label!r}", f"the model's mask of {predicted!r}")
-    truth = read_mask(Path(datastore.get_label_uri(label, tag)), names[0])
-    prediction = read_mask(Path(datastore.get_label_uri(predicted, tag_pred)), names[1])
-    check_same_grid(truth, prediction, names)
-    return scores(prediction[0], truth[0], truth[1])
+    files = [Path(datastore.get_label_uri(label, tag)), Path(datastore.get_label_uri(predicted, tag_pred))]
+    check_one_grid({name: open_volume(file) for name, file in zip(names, files, strict=True)})
+    (truth, affine), (prediction, _) = (read_mask(file, name) for name, file in zip(names, files, strict=True))
+    return scores(prediction, truth, affine)
 
 
 def _stamp(datastore: Datastore, label: str, tag: str) -> list[int]:

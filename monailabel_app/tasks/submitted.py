@@ -20,13 +20,15 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import InputError
-from monailabel_app.images import NIFTI, check_same_grid, read_mask, read_volume, write_nifti
+from monailabel_app.images import NIFTI, read_mask, read_volume, write_nifti
+from monailabel_app.reader import check_image, check_one_grid, open_volume
 from monailabel_app.store.cases import siblings, source_files, start_image, submitted_images
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation")
 LEAST_CASES = 2  # one to learn from, one to measure on
+SHOWN = 3  # reasons that a refusal gives
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,32 @@ class LabeledCase:
 
 def collect(datastore: Datastore, bundle: ServedBundle) -> tuple[list[LabeledCase], dict[str, str]]:
     """Finds the cases with a submitted label, sorted by name, and those that cannot be used, with the reason."""
+    labels, left_out = _labels(datastore, bundle)
+    cases = []
+    for start, image in labels:
+        try:
+            cases.append(_read_case(datastore, bundle, start, image))
+        except InputError as error:
+            left_out[start] = str(error)
+    return cases, left_out
+
+
+def check_enough(datastore: Datastore, bundle: ServedBundle) -> None:
+    """Refuses a store with too few submitted labels to train on; reads no more cases than it takes to know."""
+    labels, left_out = _labels(datastore, bundle)
+    patients: set[str] = set()
+    for start, image in labels:
+        if len(patients) >= LEAST_CASES:
+            return
+        try:
+            patients.add(_read_case(datastore, bundle, start, image).patient)
+        except InputError as error:
+            left_out[start] = str(error)
+    _refuse_too_few(len(patients), left_out)
+
+
+def _labels(datastore: Datastore, bundle: ServedBundle) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The submitted labels: the image that a case starts from and the one it was drawn on; and those left out."""
     labels: dict[str, str] = {}
     left_out: dict[str, str] = {}
     here = submitted_images(datastore)
@@ -69,31 +97,34 @@ def collect(datastore: Datastore, bundle: ServedBundle) -> tuple[list[LabeledCas
             left_out[image] = f"there is no {bundle.source_modalities[-1]} of this case: the model needs {needed}."
         elif start not in labels or image == start:
             labels[start] = image
-    cases = []
-    for start, image in sorted(labels.items()):
-        try:
-            cases.append(_read_case(datastore, bundle, start, image))
-        except InputError as error:
-            left_out[start] = str(error)
-    return cases, left_out
+    return sorted(labels.items()), left_out
+
+
+def _refuse_too_few(count: int, left_out: Mapping[str, str]) -> None:
+    if count < LEAST_CASES:
+        reasons = "".join(f" Left out: {image!r}, {reason}" for image, reason in [*left_out.items()][:SHOWN])
+        raise InputError(
+            f"{count} submitted case(s) can be used, expected at least {LEAST_CASES}: one to learn from, one "
+            f"to measure on. Submit the masks of more patients.{reasons}"
+        )
 
 
 def _read_case(datastore: Datastore, bundle: ServedBundle, start: str, image: str) -> LabeledCase:
     files = source_files(datastore, start, bundle.source_modalities)
     _check_segment(datastore.get_label_info(image, DefaultLabelTag.FINAL.value), bundle)
     label = Path(datastore.get_label_uri(image, DefaultLabelTag.FINAL.value))
-    mask = read_mask(label, f"the submitted mask of {image!r}")
+    name, mask = f"the submitted mask of {image!r}", open_volume(label)
+    read_mask(label, name)
     for file, modality in zip(files, bundle.source_modalities, strict=True):
-        scan = _read_scan(file, f"{modality} of {start!r}")
-        check_same_grid(mask, scan, (f"the submitted mask of {image!r}", f"{modality} of {start!r}"))
+        _check_scan(file, f"{modality} of {start!r}", name, mask)
     target: Path | None = None
     if sibling := siblings(datastore, start).get(bundle.target_modality):
         target = Path(datastore.get_image_uri(sibling))
-        name = f"{bundle.target_modality} of {start!r}"
+        called = f"{bundle.target_modality} of {start!r}"
         try:
-            check_same_grid(mask, _read_scan(target, name), ("the submitted mask", name))
+            _check_scan(target, called, name, mask)
         except InputError as error:
-            logger.warning("%s is not used, the case trains the segmentation alone: %s", name, error)
+            logger.warning("%s is not used, the case trains the segmentation alone: %s", called, error)
             target = None
     patient = str(datastore.get_image_info(start).get("PatientID") or "UNK")
     key = hashlib.sha256((start if patient == "UNK" else patient).encode()).hexdigest()[:16]
@@ -110,11 +141,9 @@ def _check_segment(info: Mapping[str, Any], bundle: ServedBundle) -> None:
         )
 
 
-def _read_scan(file: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    voxels, affine = read_volume(file, name)
-    if voxels.min() == voxels.max():
-        raise InputError(f"{name} is {voxels.min():g} everywhere: expected an MR scan; export it again.")
-    return voxels, affine
+def _check_scan(file: Path, name: str, mask_name: str, mask: Any) -> None:
+    check_one_grid({name: open_volume(file), mask_name: mask})
+    check_image(read_volume(file, name)[0], name)
 
 
 def split(cases: Sequence[LabeledCase], kept: Path, *, share: float) -> dict[str, list[LabeledCase]]:
@@ -125,11 +154,7 @@ def split(cases: Sequence[LabeledCase], kept: Path, *, share: float) -> dict[str
     """
     before: dict[str, str] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     patients = sorted({case.patient for case in cases})
-    if len(patients) < LEAST_CASES:
-        raise InputError(
-            f"{len(patients)} submitted case(s) can be used, expected at least {LEAST_CASES}: one to learn from, one "
-            "to measure on. Submit the masks of more patients."
-        )
+    _refuse_too_few(len(patients), {})
     validation = [patient for patient in patients if before.get(patient) == "validation"]
     new = [patient for patient in patients if patient not in before]
     wanted = min(max(round(share * len(patients)), 1), len(patients) - 1)

@@ -21,22 +21,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import psutil
 from filelock import FileLock, Timeout
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.utils.others.generic import device_list, name_to_device
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from monailabel.utils.others.generic import device_list
+from pydantic import BaseModel, Field, ValidationError
 
 from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
+from monailabel_app.devices import Device
 from monailabel_app.errors import Busy, InputError, sentence_of
 from monailabel_app.tasks.infer import Switch
 from monailabel_app.tasks.scoring import dice
-from monailabel_app.tasks.submitted import SECTIONS, LabeledCase, collect, datalist_entry, described, split
+from monailabel_app.tasks.submitted import (
+    SECTIONS,
+    LabeledCase,
+    check_enough,
+    collect,
+    datalist_entry,
+    described,
+    split,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +57,6 @@ ERROR = re.compile(r"([a-z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt)\b")  # th
 TEMPORARY = ("checkpoints", "candidate", "scans/*/scan_*", "training/previews")  # of a run: weights, patients' scans
 
 
-def _cpu_or_cuda(value: Any) -> str:
-    device = str(name_to_device(value))
-    if not re.fullmatch(r"cpu|cuda(:.*)?", device):
-        raise InputError(f"device is {device!r}: expected cpu or cuda.")
-    return device
-
-
 class Options(BaseModel):
     """What a request may ask a training for."""
 
@@ -63,7 +65,7 @@ class Options(BaseModel):
     learning_rate: float = Field(2e-5, ge=1e-7, le=1e-2)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     promote_if_better: Switch = False
-    device: Annotated[str, BeforeValidator(_cpu_or_cuda)]
+    device: Device
 
 
 class TISSNetTrainTask(TrainTask):
@@ -89,6 +91,22 @@ class TISSNetTrainTask(TrainTask):
         records = versions.listing(self.bundle.fine_tuned, self.bundle.name)
         return _summary(records[-1]) | {"served": records[-1]["served"]} if records else {}
 
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> None:
+        """Refuses at once a training that would fail for its options, or for too few cases; see `__call__`."""
+        _options(request)
+        self._folder()
+        check_enough(datastore, self.bundle)
+
+    def _folder(self) -> Path:
+        """Where this model's versions and trainings are kept."""
+        bundle = self.bundle
+        if bundle.fine_tuned is None:
+            raise InputError("This server has no folder for fine-tuned weights: start it with --conf versions FOLDER.")
+        for file in ("configs/train.json", FINE_TUNE):
+            if not (bundle.folder / file).is_file():
+                raise InputError(f"{bundle.name} cannot be fine-tuned: its bundle has no {file}.")
+        return bundle.fine_tuned.resolve() / bundle.name
+
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Collects, trains, measures, adds a version; promotes it if asked to and if it is better.
 
@@ -104,14 +122,8 @@ class TISSNetTrainTask(TrainTask):
             Busy: another training of this model is running.
             RuntimeError: the training itself failed; its last lines.
         """
-        bundle = self.bundle
-        options = _options(request)
-        if bundle.fine_tuned is None:
-            raise InputError("This server has no folder for fine-tuned weights: start it with --conf versions FOLDER.")
-        for file in ("configs/train.json", FINE_TUNE):
-            if not (bundle.folder / file).is_file():
-                raise InputError(f"{bundle.name} cannot be fine-tuned: its bundle has no {file}.")
-        own = bundle.fine_tuned.resolve() / bundle.name
+        bundle, options = self.bundle, _options(request)
+        own = self._folder()
         own.mkdir(parents=True, exist_ok=True)
         lock = FileLock(own / ".training.lock", timeout=0)
         try:

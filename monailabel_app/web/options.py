@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from monailabel_app.devices import Device, GPUs
 from monailabel_app.errors import InputError, sentence_of
 from monailabel_app.tasks.infer import DTYPES, EXTENSIONS, Switch
 from monailabel_app.web.isolation import check_name
@@ -79,19 +79,6 @@ def _no_path(text: str) -> str:
     return text
 
 
-def _device(value: Any) -> str:
-    found = value[0] if isinstance(value, list) and value else value
-    if isinstance(found, str) and re.fullmatch(r"cpu|cuda(:\d{1,2})?", found):
-        return found
-    raise InputError("The device is not known: expected cpu, cuda or cuda:0.")
-
-
-def _gpus(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"all|\d{1,2}(,\d{1,2}){0,15}", value):
-        return value
-    raise InputError("The GPUs are not known: expected all, or numbers such as 0,1.")
-
-
 def _tag_of_a_model(value: Any) -> str:
     tag = check_name("tag", value, new=True)
     if tag == DefaultLabelTag.FINAL.value:
@@ -109,8 +96,6 @@ Count = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=MOST_COUNT)]
 ShortText = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Text = Annotated[ShortText, BeforeValidator(_first_of_one), AfterValidator(_no_path)]
 Texts = Annotated[list[Text], Field(max_length=LONGEST_LIST)]
-Device = Annotated[str, PlainValidator(_device)]
-GPUs = Annotated[str, PlainValidator(_gpus)]
 Tag = Annotated[str, PlainValidator(partial(check_name, "tag"))]
 ModelTag = Annotated[str, PlainValidator(_tag_of_a_model)]
 
@@ -180,7 +165,9 @@ def checked(sent: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _kind_of(key: str, default: Any) -> Any:
-    """The kind of a config's value: one of its choices, a number, a switch, a short text."""
+    """The kind of a config's value: a device, one of its choices, a number, a switch, a short text."""
+    if key == "device":
+        return Device
     if isinstance(default, (list, tuple)):
         return Annotated[Any, PlainValidator(partial(_choice, key, default))]
     if isinstance(default, bool):
@@ -201,8 +188,6 @@ def _choice(key: str, choices: Sequence[Any], value: Any) -> Any:
     for choice in choices:
         if str(choice) == str(value):
             return choice
-    if key == "device":
-        return _device(value)
     raise InputError(f"The option {key} is not one of {', '.join(map(str, choices)) or 'its choices'}.")
 
 

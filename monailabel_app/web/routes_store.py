@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -27,19 +28,22 @@ from monailabel.utils.others.generic import file_checksum, get_mime_type, remove
 from monailabel.utils.sessions import Sessions
 
 from monailabel_app.errors import Busy, InputError, NotFound
-from monailabel_app.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, RAW_SUFFIX, check_header, check_label_file
+from monailabel_app.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, RAW_SUFFIX, check_label, check_scan
+from monailabel_app.reader import Named, read_name
 from monailabel_app.web import isolation
 from monailabel_app.web.isolation import Forbidden
 from monailabel_app.web.options import check_info, clean_info, json_object
 
 logger = logging.getLogger(__name__)
 
+TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}")  # how 3D Slicer names what it sends, of random letters
 FREE_BYTES = 1024**3  # that an upload leaves on the disk
 STATUS_SECONDS = 3.0  # that an archive has to answer how much it holds
 NO_STATUS = {"total": 0, "completed": 0, "label_tags": {}}
 
 router = APIRouter()
 _changes = threading.Lock()  # between a look at what the store has and the change that depends on it
+_reading = threading.Lock()  # one upload's voxels in memory at a time
 
 
 class ArchiveStatus:
@@ -86,9 +90,13 @@ def check_free(size: int, *folders: str | Path) -> None:
 
 @contextmanager
 def received(upload: UploadFile, suffix: str, *folders: str | Path) -> Iterator[Path]:
-    """An uploaded file, under a name that says nothing, while the request needs it; copies go to the folders."""
+    """An uploaded file while the request needs it, under a name that says its modality alone; copies go to the folders.
+
+    Its own name may say who the patient is.
+    """
+    modality = _named(upload, suffix).modality
     with tempfile.TemporaryDirectory(prefix="tissnet_request_") as folder:
-        path = Path(folder) / f"image{suffix}"
+        path = Path(folder) / f"image{f'_{modality}' if modality else ''}{suffix}"
         check_free(upload.size or 0, folder, *folders)
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
@@ -96,9 +104,22 @@ def received(upload: UploadFile, suffix: str, *folders: str | Path) -> Iterator[
         yield path
 
 
-def check_scan(path: Path) -> None:
-    """Refuses what is no scan by its header."""
-    check_header(path, "The uploaded file")
+def _named(upload: UploadFile, suffix: str) -> Named:
+    """What the name of an uploaded file says; one that a client made up for a temporary file says nothing."""
+    stem = isolation.stem_of(str(upload.filename), suffix)
+    return Named(stem, None, None) if TEMPORARY.fullmatch(stem) else read_name(stem)
+
+
+def check_upload(path: Path) -> None:
+    """Refuses what is no scan, or one that was cut short."""
+    with _reading:
+        check_scan(path, "the uploaded file", whole=True)
+
+
+def check_to_segment(upload: UploadFile, suffix: str) -> None:
+    """Refuses a file to be segmented that is a mask or another kind of image by its name."""
+    if other := _named(upload, suffix).other:
+        raise InputError(f"The uploaded file is {other} by its name: expected a scan. If it is one, rename the file.")
 
 
 def datastore() -> LocalDatastore:
@@ -138,7 +159,7 @@ def add_image(
     image_id = isolation.new_image_id(store, image or isolation.stem_of(str(file.filename), suffix))
     info = clean_info(json_object(params))
     with received(file, suffix, _folder(store)) as path:
-        check_scan(path)
+        check_upload(path)
         with _changes:  # another request may have brought an image of that name by now
             return {"image": store.add_image(isolation.new_image_id(store, image_id), str(path), info)}
 
@@ -210,7 +231,9 @@ def save_label(
     archive = isinstance(store, DICOMWebDatastore)
     suffix = isolation.suffix_of(label.filename, (*LABEL_SUFFIXES, *[RAW_SUFFIX] * archive))
     with received(label, suffix, _folder(store)) as path:
-        check_label_file(path, Path(image_path(store, known)))
+        scan = Path(image_path(store, known))
+        with _reading:
+            path = check_label(path, scan)
         label_id = store.save_label(known, str(path), tag, info)
     return (instance.on_save_label(known, label_id) or {}) | {"image": known, "label": label_id}
 
@@ -308,11 +331,12 @@ def create_session(
         raise InputError(f"{len(files)} files were sent: expected one, a scan as .nii.gz or .nrrd.")
     store = sessions()
     suffix = isolation.suffix_of(files[0].filename, IMAGE_SUFFIXES)
+    check_to_segment(files[0], suffix)
     folder = Path(store.store_path)
     if folder.is_dir() and sum(1 for _ in folder.iterdir()) >= request.app.state.limits.sessions:
         raise Busy("The server keeps too many uploaded scans: try again later.")
     with received(files[0], suffix, folder) as path:
-        check_scan(path)
+        check_upload(path)
         session_id, session = store.add_session(str(path), min(expiry, store.expiry))
     return {"session_id": session_id, "session_info": _shown(session)}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import psutil
 import torch
@@ -42,7 +42,7 @@ from monailabel_app.web.options import (
     clean_options,
     json_object,
 )
-from monailabel_app.web.routes_store import check_scan, datastore, received, session_of
+from monailabel_app.web.routes_store import check_to_segment, check_upload, datastore, received, session_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,14 @@ BATCH_DEFAULTS = {"save_label": True, "multi_gpu": False, "max_workers": 1, "max
 router = APIRouter()
 
 Output = Literal["image", "json", "all", "dicom_seg"]
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A background task that can say before it starts whether it can be done."""
+
+    def check(self, request: Mapping[str, Any], datastore: Any) -> None:
+        """Raises an `InputError` if not."""
 
 
 def task_of(kind: str, name: str) -> Any:
@@ -126,8 +134,9 @@ def _asked(
         asked["result_extension"] = ".nii.gz"
     if file is not None:
         suffix = isolation.suffix_of(file.filename, IMAGE_SUFFIXES)
+        check_to_segment(file, suffix)
         path = stack.enter_context(received(file, suffix))
-        check_scan(path)
+        check_upload(path)
         asked |= {"upload": str(path), "save_label": False}
     elif session_id:
         asked |= {"upload": str(session_of(session_id).image), "save_label": False}
@@ -173,6 +182,12 @@ def _dicom_seg(image: str, mask: Path, label_info: Any, model: str, params: Mapp
 
 def _attached(content: bytes, name: str, media_type: str) -> Response:
     return Response(content, media_type=media_type, headers={"content-disposition": f'attachment; filename="{name}"'})
+
+
+def _check_start(task: Any, asked: Mapping[str, Any]) -> None:
+    """Lets a task refuse at once what it would fail at in the background, where a client has to ask for the reason."""
+    if isinstance(task, Checked):
+        task.check(asked, datastore())
 
 
 def _start(method: str, asked: dict[str, Any], *, run_sync: bool, enqueue: bool = False) -> Any:
@@ -229,6 +244,9 @@ async def batch(
 ) -> Any:
     """Runs a model over the store, in the background."""
     options = clean_options(body, config_of(task_of("model", model)), BATCH)
+    options.pop(
+        "label_info", None
+    )  # for DICOM-SEG alone; the process gets its request as an argument, of bounded length
     asked = {"images": images} | BATCH_DEFAULTS | options | {"model": model, "logging": "WARNING"}
     return await _run(request, "batch_infer", asked, run_sync)
 
@@ -246,6 +264,8 @@ async def _run_each(request: Request, kind: str, body: Mapping[str, Any], run_sy
         if not isinstance(options, dict):
             raise InputError(f"The options of {name} are not an object of names and values.")
         asked.append(clean_options(options, config_of(task), kinds) | {key: name})
+    for each in asked:
+        await run_in_threadpool(_check_start, known[each[key]], each)
     return {each[key]: {"result": await _run(request, kind, each, run_sync, True), "detail": None} for each in asked}
 
 
@@ -253,7 +273,9 @@ async def _run_one(
     request: Request, kind: str, name: str, body: Mapping[str, Any], run_sync: bool, enqueue: bool = False
 ) -> Any:
     key, kinds = STARTED[kind]
-    options = clean_options(body, config_of(task_of(kind, name)), kinds)
+    task = task_of(kind, name)
+    options = clean_options(body, config_of(task), kinds)
+    await run_in_threadpool(_check_start, task, options)
     return await _run(request, kind, options | {key: name}, run_sync, enqueue)
 
 

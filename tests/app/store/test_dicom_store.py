@@ -332,10 +332,10 @@ REFUSED: dict[str, tuple[Callable[[NDArray, NDArray], tuple[NDArray, NDArray]], 
     "columns": (lambda m, a: (m[:-1], a), r"19 x 16 x 9 voxels of 0.5 x 0.7 x 1.5 mm .* \(20 x 16 x 9"),
     "slices": (lambda m, a: (m[:, :, 1:], a), OFF),
     "padded": (lambda m, a: (np.pad(m, 1), a), OFF),
-    "label 2": (lambda m, a: (m * 2, a), "has the values 0, 2: 0 .* and 1 .* are expected"),
-    "fractions": (lambda m, a: (m * np.float32(0.5), a), "has the values 0, 0.5"),
-    "two": (lambda m, a: (np.stack([m, m], -1), a), "is 20 x 16 x 9 x 2, one volume is expected"),
-    "one slice": (lambda m, a: (m[:, :, 0], a), "one volume is expected"),
+    "label 2": (lambda m, a: (m * 2, a), r"mask values: found the mask: label: \{2\}, expected \{0, 1\} alone"),
+    "fractions": (lambda m, a: (m * np.float32(0.5), a), r"label: \{0.5\}, expected"),
+    "two": (lambda m, a: (np.stack([m, m], -1), a), "not 3-D: found the mask: other.nii.gz: 4-D"),
+    "one slice": (lambda m, a: (m[:, :, 0], a), "not 3-D"),
 }
 
 
@@ -351,7 +351,7 @@ def test_refuses_a_mask(tmp_path: Path, what: str) -> None:
 def test_refuses_a_file_that_is_no_image(tmp_path: Path) -> None:
     _, folder, _ = make_case(tmp_path)
     (tmp_path / "mask.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match="mask.nii.gz cannot be read"):
+    with pytest.raises(InputError, match="unreadable file: found the mask: mask.nii.gz"):
         dicom_seg(folder, str(tmp_path / "mask.nii.gz"), None, "tissnet_vs")
 
 
@@ -395,8 +395,19 @@ MODALITIES = {
     "T2": ["T2", "t2_ci3d_tra_1.5mm", "t2_space_sag_p2_iso", "CISS 3D"],
     "ceT1": ["ceT1", "t1_mpr_tra_C", "3D T1 MPRAGE +C", "AX T1 POST GD", "t1ce", "T1Post"],
     "T1": ["t1_mpr_tra", "MPRAGE", "AX T1 pre contrast", "T1 non-contrast", "t1_tse_tra", "T1 FLAIR"],
-    "FLAIR": ["FLAIR", "T2 FLAIR", "t2_tirm_tra_dark-fluid"],
-    None: ["T2* GRE", "t2_star", "PD T2", "ep2d_diff_ADC", "T1 SUB post", "localizer", "T1 T2", "st2art", ""],
+    "FLAIR": ["FLAIR", "T2 FLAIR", "t2_tirm_tra_dark-fluid", "t2_tirm_tra"],
+    None: [
+        "T2* GRE",
+        "t2_star",
+        "PD T2",
+        "ep2d_diff_ADC",
+        "T1 SUB post",
+        "localizer",
+        "T1 T2",
+        "st2art",
+        "t2_stir_cor",
+        "",
+    ],
 }
 
 

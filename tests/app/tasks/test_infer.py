@@ -264,9 +264,22 @@ def test_nothing_is_left_behind_when_a_request_fails(task, tmp_path, monkeypatch
 # --- The real inferer with a tiny network
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:-1", "cuda:", "gpu", "cpu:7", "x" * 500, 1, [3], {"cpu": 1}])
+def test_a_device_that_is_not_there_is_refused(task, scan, device):
+    with pytest.raises(InputError, match="no device.* on the server: expected one of cpu"):
+        task.answer([scan], {"device": device}, case="x")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_the_processor_and_the_reply_says_so(task, scan):
-    assert task.answer([scan], {"device": "cuda"}, case="x").params["device"] == "cpu"
+@pytest.mark.parametrize(
+    ("device", "used"), [("cuda", None), ("", "cpu"), (None, "cpu"), (["cpu"], "cpu"), ([], "cpu")]
+)
+def test_without_a_gpu_nothing_but_the_processor_is_asked_for_in_vain(task, scan, device, used):
+    if used is None:
+        with pytest.raises(InputError, match="no device 'cuda' on the server: expected one of cpu"):
+            task.answer([scan], {"device": device}, case="x")
+    else:
+        assert task.answer([scan], {"device": device}, case="x").params["device"] == used
 
 
 def test_a_method_of_two_outputs_is_served(make_bundle, tmp_path):
@@ -362,6 +375,8 @@ def test_bundles_of_one_code_are_served_together_and_of_another_not(bundle_root,
     [
         ({"models": "unknown"}, "no model 'unknown'"),
         ({"allow_demo_weights": "perhaps"}, "--conf allow_demo_weights is 'perhaps': expected a valid boolean"),
+        ({"alow_demo_weights": "true"}, "--conf alow_demo_weights: there is no such option, expected models, bundle,"),
+        ({"device": "cuda:3"}, "--conf device: there is no such option"),
         ({}, "They are not served unless"),
     ],
 )
@@ -448,7 +463,9 @@ SOURCES = ("T1", "ceT1", "T2")
 def test_names_are_split():
     assert case_of("a b [1]_ceT1") == ("a b [1]", "ceT1")
     assert case_of("a_b") == ("a_b", None)
-    assert case_of("_T2") == ("_T2", None)
+    assert case_of("_T2") == case_of("T2") == ("", "T2")
+    assert case_of("sub-01_ce-gadolinium_T1w") == ("sub-01", "ceT1")
+    assert case_of("p1_flair") == ("p1", "FLAIR") and case_of("p1_seg") == ("p1_seg", None)
 
 
 @pytest.mark.parametrize("opened", ["a b [1]_T1", "a b [1]_ceT1", "a b [1]_T2"])
@@ -472,7 +489,12 @@ def test_a_plain_image_is_a_case_of_a_task_with_one_source():
         ("../../etc/passwd", ("T2",), NotFound, "no image"),
         ("lone_T2", SOURCES, InputError, "no T1 and no ceT1.*upload lone_T1, lone_ceT1"),
         ("plain", SOURCES, InputError, "does not say which it is"),
-        ("a b [1]_T1", ("T2",), InputError, "is T1, this model starts from T2"),
+        (
+            "a b [1]_T1",
+            ("T2",),
+            InputError,
+            "is T1 by its name, this model starts from T2: .* save it under a name that says so, such as NAME_T2",
+        ),
     ],
 )
 def test_cases_that_cannot_be_asked(image, sources, error, message):
@@ -496,7 +518,9 @@ def test_glioma_scans_on_different_grids_are_refused(make_bundle, tmp_path):
 def test_a_scan_that_is_called_otherwise_is_refused(make_bundle, tmp_path, name):
     file = tmp_path / f"{name}.nii.gz"
     nib.save(make_scan("RAS"), file)
-    with pytest.raises(InputError, match=f"{name}.*is named as .*, but task vs starts from T2"):
+    with pytest.raises(
+        InputError, match=f"{name}.* is .* by its name, this model starts from T2: .* save it under a name"
+    ):
         TISSNetInferTask(make_bundle(KNOWN)).answer([file], {}, case=name)
 
 

@@ -199,7 +199,7 @@ def test_masks_that_cannot_be_compared_are_named_and_enter_no_mean(store: LocalD
             submit(store, image, tmp_path, tag=tag, label=label)
     result = DiceOfSubmitted()({}, store)
     assert result["mean_dice"] == 1 and list(result["cases"]) == ["a_T2"]
-    assert "the submitted mask of 'b_T2' has the values 2" in result["left_out"]["b_T2"]
+    assert "mask values: found the submitted mask of 'b_T2': label: {2}, expected {0, 1}" in result["left_out"]["b_T2"]
     assert "(4, 4, 5)" in result["left_out"]["c_T2"] and "1 mm away" in result["left_out"]["plain"]
 
 

@@ -24,7 +24,7 @@ from monailabel_app import versions
 from monailabel_app.bundle import ServedBundle
 from monailabel_app.errors import Busy, InputError
 from monailabel_app.images import read_mask
-from monailabel_app.tasks import train
+from monailabel_app.tasks import submitted, train
 from monailabel_app.tasks.scoring import dice, scores
 from monailabel_app.tasks.submitted import LabeledCase, collect, split
 from monailabel_app.tasks.train import TISSNetTrainTask
@@ -138,8 +138,8 @@ def test_labels_that_cannot_be_used_are_named_and_left_out(tmp_path: Path, vs_da
     assert [case.target is None for case in cases] == [False, True, False]
     assert np.array_equal(cases[0].mask()[0], good)
     assert left_out.keys() == {"p3_T2", "p4_T2", "p5_T2"}
-    assert "has the values 2: expected 0 and 1 alone" in left_out["p3_T2"]
-    assert "expected the same grid" in left_out["p4_T2"] and "1.5 mm away" in left_out["p5_T2"]
+    assert "label: {2}, expected {0, 1} alone" in left_out["p3_T2"]
+    assert "must lie on one grid" in left_out["p4_T2"] and "1.5 mm away" in left_out["p5_T2"]
 
 
 def test_the_mask_of_another_structure_is_left_out(tmp_path: Path, vs_data: Path, bundle: ServedBundle) -> None:
@@ -184,9 +184,26 @@ def test_a_target_on_another_grid_is_not_used(tmp_path: Path, vs_data: Path, bun
 
 def test_too_few_cases_are_refused_and_nothing_is_added(tmp_path: Path, vs_data: Path, bundle: ServedBundle) -> None:
     store = fill(tmp_path / "studies", vs_data, labeled=1)
-    with pytest.raises(InputError, match=r"1 submitted case\(s\) can be used, expected at least 2"):
-        TISSNetTrainTask(bundle)({}, store)
+    for refuse in (TISSNetTrainTask(bundle).check, TISSNetTrainTask(bundle)):
+        with pytest.raises(InputError, match=r"1 submitted case\(s\) can be used, expected at least 2"):
+            refuse({}, store)
     assert bundle.fine_tuned is not None and versions.listing(bundle.fine_tuned, MODEL) == []
+
+
+def test_a_training_is_refused_at_once_with_the_reasons_and_reads_no_more_than_it_needs(
+    tmp_path: Path, vs_data: Path, bundle: ServedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(tmp_path / "studies", vs_data, labeled=4)
+    read = []
+    real = submitted.read_mask
+    monkeypatch.setattr(submitted, "read_mask", lambda path, name: read.append(path) or real(path, name))
+    TISSNetTrainTask(bundle).check({}, store)
+    assert len(read) == 2
+    for index in (1, 2, 3):
+        mask = nib.load(tmp_path / "studies" / "labels" / "final" / f"p{index}_T2.nii.gz")
+        write(Path(mask.get_filename()), np.full(mask.shape, 3, np.uint8), mask.affine)
+    with pytest.raises(InputError, match=r"1 submitted case\(s\) .* Left out: 'p1_T2', mask values: .*label: \{3\}"):
+        TISSNetTrainTask(bundle).check({}, store)
 
 
 def test_a_missing_sibling_is_a_reason(tmp_path: Path, vs_data: Path, bundle: ServedBundle) -> None:
@@ -241,11 +258,12 @@ def test_every_section_has_a_patient_or_the_training_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("option", "value"),
     [("max_epochs", 0), ("max_epochs", 2.5), ("max_epochs", "many"), ("val_split", 1), ("learning_rate", float("nan"))]
-    + [("promote_if_better", "yes"), ("device", "tpu")],
+    + [("promote_if_better", "yes"), ("device", "tpu"), ("device", "cuda:99"), ("device", 3)],
 )
 def test_options_out_of_range_are_refused(bundle: ServedBundle, store: LocalDatastore, option: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"{option} is .*: expected"):
-        TISSNetTrainTask(bundle)({option: value}, store)
+    for refuse in (TISSNetTrainTask(bundle).check, TISSNetTrainTask(bundle)):
+        with pytest.raises(InputError, match=f"{option}.*: expected"):
+            refuse({option: value}, store)
 
 
 def test_what_slicer_shows(bundle: ServedBundle) -> None:

@@ -471,7 +471,7 @@ def test_information_is_bounded_with_what_is_there(served: Served) -> None:
 
 def test_uploads_of_one_name_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(4)
-    monkeypatch.setattr(routes_store, "check_scan", lambda path: together.wait(SECONDS))
+    monkeypatch.setattr(routes_store, "check_upload", lambda path: together.wait(SECONDS))
     sent = upload()
 
     with ThreadPoolExecutor(4) as pool:
@@ -721,12 +721,12 @@ def test_client_of_monai_label(served: Served, tmp_path: Path, monkeypatch: pyte
         "result_extension": ".nrrd", "result_dtype": "uint8",
     }  # fmt: skip
     assert client.infer("tissnet_vs", "", {}, file=str(scan(tmp_path / "new one (1) [T2].nii.gz")))[1]["voxels"] == 64
-    client.train_start("tissnet_vs", {"max_epochs": 1, "gpus": "0", "logging": "DEBUG"})
+    client.train_start("tissnet_vs", {"max_epochs": 1, "gpus": "all", "logging": "DEBUG"})
     client.train_start(None, {"tissnet_vs": {"max_epochs": 3}})
     assert not client.train_status(check_if_running=True)
     assert client.train_stop() is None
     assert started == [
-        {"max_epochs": 1, "gpus": "0", "model": "tissnet_vs"},
+        {"max_epochs": 1, "gpus": "all", "model": "tissnet_vs"},
         {"max_epochs": 3, "model": "tissnet_vs"},
     ]
     assert not list(served.temporary.iterdir())
@@ -837,7 +837,7 @@ def test_label_larger_than_what_sitk_frees_at_once(tmp_path: Path) -> None:
     label[40] = 1
     sitk.WriteImage(sitk.GetImageFromArray(label), str(tmp_path / "label.nrrd"))
 
-    images.check_label_file(tmp_path / "label.nrrd", tmp_path / "label.nrrd")
+    images.check_label(tmp_path / "label.nrrd", tmp_path / "label.nrrd")
 
 
 @pytest.mark.parametrize("name", ["case 1", "Ärztin_T2", "a.b", "(x) [y]", "1.2.840.113619.2.1", "50% dose"])
