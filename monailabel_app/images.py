@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -34,11 +34,6 @@ MOST_COMPONENTS = 16  # of a label's voxel
 MOST_SEGMENTS = 255
 ROUNDING = 1e-5  # a label's number that scaling has made may be off by this much of itself
 GRID_TOLERANCE_MM = 0.1  # between the same corner voxel of two volumes of one grid
-
-# `t2_likeness` of 34 glioma patients: T2 -0.22 to 0.92, T1 at most -0.15, ceT1 0.17, FLAIR 0.31. Nothing right is
-# doubted there.
-LEAST_T2 = -0.25
-MOST_OTHER = 0.35
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -120,18 +115,16 @@ def check_header(file: Path, name: str) -> None:
         raise InputError(f"{name} covers {_times(extent)} mm: expected a scan of a head; the file's header is wrong.")
 
 
-def modality_notes(file: Path, modality: str, t2_likeness: Callable[..., float | None]) -> list[str]:
-    """Says so where a scan that is taken as T2 does not look like one, or another like T2."""
-    try:
-        image = open_image(file)
-        voxels = image.voxels(np.float32)
-    except Exception:  # the bundle's own reading says what is wrong
-        return []
-    score = t2_likeness(voxels, spacing=tuple(image.spacing))
-    if score is None or (score >= LEAST_T2 if modality == "T2" else score <= MOST_OTHER):
-        return []
-    found = "does not look like a T2 scan (fluid is not the brightest)" if modality == "T2" else "looks like a T2 scan"
-    return [f"Check the scan: what was given as {modality} {found}. On another kind of scan the result means nothing."]
+def read_scans(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, list[float]]]:
+    """Voxels and spacing (mm) of each modality's file, but for those that cannot be read: the bundle says why."""
+    scans = {}
+    for modality, file in files.items():
+        try:
+            image = open_image(file)
+            scans[modality] = image.voxels(np.float32), image.spacing
+        except Exception as error:
+            logger.info("unreadable scan: %s", error)
+    return scans
 
 
 def check_label_file(label: Path, image: Path) -> None:

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from monailabel_app.bundle import DEMONSTRATION, Segmentation, ServedBundle
 from monailabel_app.errors import InputError, sentence_of
-from monailabel_app.images import check_header, modality_notes, write_nifti
+from monailabel_app.images import check_header, read_scans, write_nifti
 from monailabel_app.measurements import measure
 
 logger = logging.getLogger(__name__)
@@ -121,10 +121,10 @@ class TISSNetInferTask(InferTask):
         """
         options = self._options(request)
         dtype = options.result_dtype
-        notes = []
-        for file, modality in zip(files, self.bundle.source_modalities, strict=True):
+        given = dict(zip(self.bundle.source_modalities, files, strict=True))
+        for modality, file in given.items():
             check_header(file, f"{modality} of {case!r}")
-            notes += modality_notes(file, modality, self.bundle.t2_likeness)
+        notes = self.bundle.modality_notes(read_scans(given))
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
             asked = options.model_dump(include={"threshold", "overlap", "flips", "device"})
             found = self.bundle.segment(files, Path(folder), case=case, **asked)

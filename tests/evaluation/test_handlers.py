@@ -126,7 +126,7 @@ def evaluator(
     loader: Any = DataLoader(dataset, batch_size=1, num_workers=0)
     if not truth:
         loader = Cohort(dataset, output_dir=str(output), weights=[])
-        handler = InferenceHandler(loader)
+        handler = InferenceHandler(loader, task="vs")
     return SupervisedEvaluator(
         torch.device("cpu"),
         loader,
