@@ -6,7 +6,7 @@
 is counted by patient: one in whom it fires on a right scan is a false alarm, one in whom it does not on a wrong one is
 a miss, with the exact (Clopper-Pearson) 95 % interval. "As shipped" is the model in the code, which saw the skull-
 stripped patients. "Left out" are model and threshold from all other patients. The heads are in no model.
-`--fit` prints the model for the code. Some 4 minutes on one core.
+`--fit` prints the model for the code. Some 90 seconds of one core.
 """
 
 from __future__ import annotations

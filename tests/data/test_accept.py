@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from made.downloads import brain, brats, download, head, in_air, stored
+from made.downloads import brain, brats, download, head, in_air, stored, t2_series
 
 from scripts.data.accept import accepted_checks
 from scripts.data.datalist import load_datalist
@@ -124,3 +124,10 @@ def test_a_swapped_head_is_prepared_with_a_note(tmp_path):
     download(tmp_path / "in", images=(head().images["ceT1"], head().images["T2"]))
     assert prepare(tmp_path, source="vs_seg") == 0
     assert "T2 and ceT1 look swapped" in rows(tmp_path, "cases.csv")[0]["warnings"]
+
+
+def test_prepare_dicom_notes_a_series_of_another_modality(tmp_path, caplog):
+    t2_series(tmp_path / "in", voxels=stored(head().images["ceT1"]))
+    assert prepare(tmp_path, "--series", "T2=t2", source="dicom") == 0
+    assert "VS-SEG-001: Check the scan: what was given as T2 does not look like a T2 scan" in caplog.text
+    assert "does not look like a T2 scan" in (tmp_path / "out/overview.html").read_text()

@@ -187,9 +187,9 @@ def examine(scans: Mapping[str, tuple[NDArray, Sequence[float]]]) -> Findings:
         elif name != "T2" and seen.margin("T2") > LEAST_NOTED:
             notes.append(_note(name, "looks like a T2 scan (fluid is bright)"))
     if {"T1", "ceT1"} <= scans.keys() - swapped.keys() and scans["T1"][0].shape == scans["ceT1"][0].shape:
-        score = contrast(scans["ceT1"][0], scans["T1"][0], spacing=scans["T1"][1])
-        if score is not None and score < MOST_CONTRAST:
-            notes.append(_swapped(f"T1 and ceT1 look swapped (contrast {score:.2f})", "vessels brighter on ceT1"))
+        agent = contrast(scans["ceT1"][0], scans["T1"][0], spacing=scans["T1"][1])
+        if agent is not None and agent < MOST_CONTRAST:
+            notes.append(_swapped(f"T1 and ceT1 look swapped (contrast {agent:.2f})", "vessels brighter on ceT1"))
     shown = {f"{name} looks like": _shown(seen, name) for name, seen in looks.items() if seen is not None}
     return Findings(errors, notes, shown)
 
