@@ -189,7 +189,7 @@ class ServedBundle:
         with self._running:
             self._import_code()
             from scripts.data.datalist import TASKS
-            from scripts.data.plausibility import t2_likeness
+            from scripts.data.modality import modality_notes
             from scripts.networks import tissnet
             from scripts.weights import load_weights
 
@@ -198,7 +198,7 @@ class ServedBundle:
             inferer = parser.get_parsed_content("inferer")
             localizer = parser.get_parsed_content("localizer_path")
             task = TASKS[parser["task"]]
-            self.network_outputs, self.t2_likeness = tissnet, t2_likeness
+            self.network_outputs, self.modality_notes = tissnet, modality_notes
             self.network, self.inferer = network.eval(), inferer
             self.weights, self.sha256 = weights, versions.sha256(weights)
             self.localizer = Path(localizer) if localizer else None  # the one that belongs to these weights

@@ -6,7 +6,7 @@ What is read, and where it lies, is for the bundle's reader to say (`reader.py`)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,6 @@ MOST_MM = 600.0
 MOST_MM3 = 320.0**3
 
 HEAD_MM = 25.0  # along two axes at least; less is hardly a head
-# `t2_likeness` of 34 glioma patients: T2 -0.22 to 0.92, T1 at most -0.15, ceT1 0.17, FLAIR 0.31. Nothing right is
-# doubted there.
-LEAST_T2 = -0.25
-MOST_OTHER = 0.35
 
 
 def check_scan(file: Path, name: str, *, whole: bool = False) -> None:
@@ -62,25 +58,25 @@ def check_scan(file: Path, name: str, *, whole: bool = False) -> None:
             volume.voxels()
 
 
-def modality_notes(file: Path, modality: str, t2_likeness: Callable[..., float | None]) -> list[str]:
-    """Says so where a scan that is taken as T2 does not look like one, or another like T2, or it is no whole head."""
-    try:
-        voxels, affine = read_volume(file, modality)
-    except InputError:  # the bundle's own reading says what is wrong
-        return []
-    spacing = spacing_of(affine)
-    extent = [n * s for n, s in zip(voxels.shape, spacing, strict=True)]
+def read_scans(files: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, list[float]]]:
+    """Voxels and spacing (mm) of each modality's file, but for those that cannot be read: the bundle says why."""
+    scans = {}
+    for modality, file in files.items():
+        try:
+            voxels, affine = read_volume(file, modality)
+        except InputError:
+            continue
+        scans[modality] = np.asarray(voxels, dtype=np.float32), spacing_of(affine)
+    return scans
+
+
+def extent_notes(scans: Mapping[str, tuple[np.ndarray, list[float]]]) -> list[str]:
+    """Says so where a scan is no whole head."""
     notes = []
-    if sorted(extent)[1] < HEAD_MM:
-        notes.append(f"Check the scan: {modality} covers {_times(extent)} mm, which is hardly a head.")
-    score = t2_likeness(np.asarray(voxels, dtype=np.float32), spacing=tuple(spacing))
-    if score is not None and (score < LEAST_T2 if modality == "T2" else score > MOST_OTHER):
-        found = (
-            "does not look like a T2 scan (fluid is not the brightest)" if modality == "T2" else "looks like a T2 scan"
-        )
-        notes.append(
-            f"Check the scan: what was given as {modality} {found}. On another kind of scan the result means nothing."
-        )
+    for modality, (voxels, spacing) in scans.items():
+        extent = [n * s for n, s in zip(voxels.shape, spacing, strict=True)]
+        if sorted(extent)[1] < HEAD_MM:
+            notes.append(f"Check the scan: {modality} covers {_times(extent)} mm, which is hardly a head.")
     return notes
 
 

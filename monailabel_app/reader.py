@@ -43,11 +43,11 @@ def use_code(folder: Path = BUNDLE) -> ModuleType:
 
 
 def open_volume(path: Path) -> Any:
-    """The file as `scripts.data.volume` opens it: `grid()` and `voxels()`, both of which raise its `CaseError`."""
+    """The file as `scripts.data.reading` opens it: `grid()` and `voxels()`, both of which raise a `CaseError`."""
     use_code()
-    from scripts.transforms import ScanReader
+    from scripts.data import reading
 
-    return ScanReader().read(path)
+    return reading.open_volume(path)
 
 
 @contextmanager

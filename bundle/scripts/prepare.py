@@ -73,13 +73,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--input", type=Path, nargs="+", required=True, metavar="DIR", help="as downloaded")
         command.add_argument("--task", choices=tasks, default=tasks[0], help="default %(default)s")
         command.add_argument("--list", action="store_true", help="only say what is there, from names and headers")
+        command.add_argument(
+            "--accept", action="append", default=[], metavar="CASE[:CHECK]", help="a failed check that you looked at"
+        )
         if name in ("vs_seg", "dicom"):
             command.add_argument(
                 "--series", nargs="+", default=[], metavar="MODALITY=REGEX", help="searched in SeriesDescription"
             )
         if name == "dicom":
             continue
-        command.add_argument("--split", type=Path, metavar="CSV", help="columns case,split")
+        command.add_argument("--split", type=Path, metavar="CSV", help="columns case,split and, if you like, accept")
         command.add_argument(
             "--fractions", type=float, nargs=3, default=FRACTIONS, metavar="F", help="training, validation, testing"
         )
@@ -117,6 +120,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         label_values=None if given.get("label_values") is None else tuple(given["label_values"]),
         series=_series(given.get("series", ()), arguments.task),
         structure=None if given.get("structure") is None else tuple(given["structure"]),
+        accept=tuple(given.get("accept", ())),
     )
 
 

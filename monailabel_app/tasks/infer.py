@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from monailabel_app.bundle import DEMONSTRATION, Segmentation, ServedBundle
 from monailabel_app.devices import Device
 from monailabel_app.errors import InputError, sentence_of
-from monailabel_app.images import check_scan, modality_notes, write_nifti
+from monailabel_app.images import check_scan, extent_notes, read_scans, write_nifti
 from monailabel_app.measurements import measure
 from monailabel_app.store.cases import check_named
 
@@ -114,12 +114,13 @@ class TISSNetInferTask(InferTask):
         """
         options, sources = self._options(request), self.bundle.source_modalities
         dtype = options.result_dtype
-        notes = []
         if len(sources) == 1:
             check_named(files[0].name.partition(".")[0], sources, called=repr(case))
-        for file, modality in zip(files, sources, strict=True):
+        given = dict(zip(sources, files, strict=True))
+        for file in files:
             check_scan(file, f"case {case}")
-            notes += modality_notes(file, modality, self.bundle.t2_likeness)
+        scans = read_scans(given)
+        notes = extent_notes(scans) + self.bundle.modality_notes(scans)
         with tempfile.TemporaryDirectory(prefix="tissnet_") as folder:
             asked = options.model_dump(include={"threshold", "overlap", "flips", "device"})
             found = self.bundle.segment(files, Path(folder), case=case, **asked)

@@ -20,6 +20,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted, Compose, CopyItemsd, LoadImaged, RemoveSmallObjectsd, SaveImaged
 from torch import Tensor, nn
 
+from scripts.data.modality import modality_notes
+from scripts.data.phantom.make import make_phantom
 from scripts.evaluation.handlers import (
     EvaluationHandler,
     InferenceHandler,
@@ -126,7 +128,7 @@ def evaluator(
     loader: Any = DataLoader(dataset, batch_size=1, num_workers=0)
     if not truth:
         loader = Cohort(dataset, output_dir=str(output), weights=[])
-        handler = InferenceHandler(loader)
+        handler = InferenceHandler(loader, task="vs")
     return SupervisedEvaluator(
         torch.device("cpu"),
         loader,
@@ -247,6 +249,22 @@ def test_the_summary_is_of_y_f(tmp_path: Path, entries: list[dict[str, Any]], ca
 def volumes(output: Path) -> Iterator[dict[str, str]]:
     with (output / "volumes.csv").open(newline="") as file:
         yield from csv.DictReader(file)
+
+
+def test_a_scan_of_another_modality_is_noted_in_the_table_and_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    phantom = make_phantom(0)
+    data = []
+    for name, image in phantom.images.items():
+        file = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(image.astype(np.float32), phantom.affine), file)
+        data.append({"case": f"{name}_as_T2", "image": str(file)})
+    evaluator(data, tmp_path / "out", truth=False).run()
+    notes = {row["case"]: row["notes"] for row in volumes(tmp_path / "out")}
+    said = modality_notes({"T2": (phantom.images["ceT1"].astype(np.float32), (0.41, 0.41, 1.5))})
+    assert notes == {"T2_as_T2": "", "ceT1_as_T2": said[0]} and "given as T2 does not look like a T2 scan" in said[0]
+    assert f"ceT1_as_T2: {said[0]}" in caplog.messages
 
 
 def test_volumes_and_overlays_with_and_without_tumor(

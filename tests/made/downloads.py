@@ -219,11 +219,6 @@ def years_apart(root: Path, *dates: str) -> None:
         write_series(root / name, voxels, head().affine, description=name, study_uid=make_uid(date), StudyDate=date)
 
 
-def swapped_series(root: Path) -> None:
-    """The descriptions of T2 and ceT1 exchanged."""
-    download(root, images=(head().images["ceT1"], head().images["T2"]))
-
-
 def in_air(root: Path) -> None:
     """Contours where half of the field of view is air."""
     images = tuple(np.where(np.arange(40)[:, None, None] < 20, 0.1, 1) * head().images[n] for n in ("T2", "ceT1"))

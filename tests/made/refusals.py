@@ -34,7 +34,6 @@ from made.downloads import (
     rgb,
     sheared,
     stored,
-    swapped_series,
     t2_series,
     tumor,
     two_in_one,
@@ -328,13 +327,8 @@ def _cases() -> list[Refused]:
         ),
         # What was written
         refused("mask outside head | contours in air | mm outside the head | at most 10%", "vs_seg", in_air),
-        refused(
-            "modality | T2 called t1_ and ceT1 t2_ | T2 and ceT1 look swapped | CSF bright on T2",
-            "vs_seg",
-            swapped_series,
-        ),
         in_brats(
-            "modality | t1n and t2w exchanged | look swapped | CSF bright on T2", t1n=glioma["T2"], t2w=glioma["T1"]
+            "modality | t1n and t2w exchanged | look swapped | fluid bright on T2", t1n=glioma["T2"], t2w=glioma["T1"]
         ),
         in_nifti("empty mask | no tumor in the label | a mask without a voxel | --keep-empty", label=0 * label),
         # NIfTI

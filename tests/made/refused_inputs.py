@@ -407,7 +407,10 @@ def _others() -> list[Row]:
         nrrd("a text file", "no NRRD file", ("NRRD0004", "text text")),
         nrrd("sheared", "p_T2.nrrd", ("(1.3999999999999999,0,0)", "(1.3999999999999999,0.3,0)")),
         nrrd(
-            "the detached voxels gone", "no file p.gone, which holds its voxels", ("data file: p_T2.raw", "data file: p.gone"), ending=".nhdr"
+            "the detached voxels gone",
+            "no file p.gone, which",
+            ("data file: p_T2.raw", "data file: p.gone"),
+            ending=".nhdr",
         ),
         nrrd("compressed, cut off", "p_T2.mha", ending=".mha", cut=900),
         nrrd("DimSize with two numbers", "DimSize '40 40'", ("DimSize = 40 40 10", "DimSize = 40 40"), ending=".mha"),
@@ -426,7 +429,7 @@ def _others() -> list[Row]:
         nrrd(
             "spacing 0", "voxels of 0 x", ("ElementSpacing = 1.3999999999999999", "ElementSpacing = 0"), ending=".mha"
         ),
-        nrrd("the detached voxels gone", "no file p.gone, which holds its voxels", ("p_T2.raw", "p.gone"), ending=".mhd"),
+        nrrd("the detached voxels gone", "no file p.gone, which", ("p_T2.raw", "p.gone"), ending=".mhd"),
     ]
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,17 @@ from tqdm import tqdm
 
 from scripts.data import plausibility
 from scripts.data.datalist import grid_problems, image_problem, mask_problem, prepared_name
+from scripts.data.modality import examine
+from scripts.data.names import MODALITIES
 from scripts.data.record import VERSION, digest_inputs, is_complete, read_record, write_record
 from scripts.data.volume import CaseError, NiftiVolume, one_line, refuse
 
 logger = logging.getLogger(__name__)
+
+# Checks of plausibility: a person who has looked at the case may accept it. Geometry, grid and values are no opinion.
+ACCEPTABLE = ("modality", "mask outside head")
+
+NOTHING_ACCEPTED: Mapping[str, Collection[str]] = MappingProxyType({})
 
 _PARTIAL = ".partial_"
 _WATCH_SECONDS = 0.5
@@ -87,6 +96,7 @@ class Outcome:
         shape: voxels (X, Y, Z) of the case's grid.
         spacing: mm.
         input: role to a checksum of the files it was read from; empty where they could not be read.
+        accepted: checks that failed and that a person has accepted.
         reused: an earlier run had finished it already.
     """
 
@@ -99,6 +109,7 @@ class Outcome:
     shape: tuple[int, ...] = ()
     spacing: tuple[float, ...] = ()
     input: dict[str, str] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
     reused: bool = False
 
 
@@ -110,6 +121,7 @@ def run_jobs(
     title: str,
     workers: int = 1,
     keep_empty: bool = False,
+    accept: Mapping[str, Collection[str]] = NOTHING_ACCEPTED,
     draw: Draw | None = None,
 ) -> list[Outcome]:
     """Prepare every case, in order of the jobs, whatever the number of workers.
@@ -124,6 +136,8 @@ def run_jobs(
         names: what each case must have: modalities, and "label" where there is one.
         title: for the progress bar.
         keep_empty: a mask without tumor is legal, and only told.
+        accept: case to those of `ACCEPTABLE` that a person has accepted. Its record keeps them: they need not be named
+            again while its input and options stay the same.
 
     Raises:
         ValueError: two jobs of one name, or a folder of a case's name that this module did not write.
@@ -136,7 +150,7 @@ def run_jobs(
     _remove_leftovers(output)
     outcomes: dict[int, Outcome] = {}
     with tqdm(total=len(jobs), desc=title, unit="case", disable=None) as bar:
-        for index, outcome in _outcomes(jobs, (output, tuple(names), keep_empty, draw), workers):
+        for index, outcome in _outcomes(jobs, (output, tuple(names), keep_empty, dict(accept), draw), workers):
             outcomes[index] = outcome
             bar.set_postfix_str(outcome.case + (" (was finished)" if outcome.reused else ""))
             bar.update()
@@ -199,7 +213,14 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw: Draw | None) -> Outcome:
+def _run(
+    job: Job,
+    output: Path,
+    names: tuple[str, ...],
+    keep_empty: bool,
+    accept: Mapping[str, Collection[str]],
+    draw: Draw | None,
+) -> Outcome:
     """Prepare one case, or find it finished; whatever is wrong with its input costs this case alone."""
     outcome = Outcome(job.case, job.patient, job.cohort)
     folder, partial = output / job.case, output / f"{_PARTIAL}{os.getpid()}_{job.case}"
@@ -208,20 +229,24 @@ def _run(job: Job, output: Path, names: tuple[str, ...], keep_empty: bool, draw:
     try:
         identity = _identity(job, names, keep_empty)
         outcome.input = identity["input"]
+        accepted = set(accept.get(job.case, ()))
+        if record is not None and record["identity"] == identity:
+            accepted |= set(record.get("accepted", ()))
         if record is not None and is_complete(folder, record) and record["identity"] == identity:
             outcome.facts = Facts(record["facts"], record["warnings"])
             outcome.tumor_mm3 = record["tumor_mm3"]
             outcome.shape, outcome.spacing = tuple(record["shape"]), tuple(record["spacing"])
+            outcome.accepted = list(record.get("accepted", ()))
             outcome.reused = True
             return outcome
         replaceable = True
         partial.mkdir()
         outcome.facts = job.write(partial)
-        _check(outcome, partial, names, keep_empty)
+        _check(outcome, partial, names, keep_empty, accepted)
         if draw is not None:
             draw(partial, job.case, tuple(name for name in names if name != "label"))
         measured = {"tumor_mm3": outcome.tumor_mm3, "shape": outcome.shape, "spacing": outcome.spacing}
-        told = {"facts": outcome.facts.shown, "warnings": outcome.facts.warnings}
+        told = {"facts": outcome.facts.shown, "warnings": outcome.facts.warnings, "accepted": outcome.accepted}
         write_record(partial, job.case, {"identity": identity, **measured, **told})
         if folder.exists():
             shutil.rmtree(folder)
@@ -254,7 +279,7 @@ def _identity(job: Job, names: Sequence[str], keep_empty: bool) -> dict[str, Any
     }
 
 
-def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: bool) -> None:
+def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: bool, accepted: Collection[str]) -> None:
     """Check the files as written, and measure them.
 
     Raises:
@@ -271,7 +296,10 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
     found += [] if mask is None else [mask_problem(mask)]
     refuse([problem for problem in found if problem is not None])
     refuse(_same_images(voxels))
-    errors = _modality_problems(voxels, outcome)
+    found_out = examine({name: (voxels[name], outcome.spacing) for name in MODALITIES if name in voxels})
+    outcome.facts.shown.update(found_out.shown)
+    outcome.facts.warnings += found_out.notes
+    errors = list(found_out.errors)
     if mask is not None:
         outcome.tumor_mm3 = float(f"{np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])):.6g}")
         if mask.any():
@@ -282,7 +310,23 @@ def _check(outcome: Outcome, folder: Path, names: Sequence[str], keep_empty: boo
         else:
             expected = "a mask of the tumor; --keep-empty accepts cases without one"
             errors.append(CaseError("empty mask", "a mask without a voxel", expected))
-    refuse(errors)
+    refuse(_not_accepted(errors, outcome, accepted))
+
+
+def _not_accepted(errors: Sequence[CaseError], outcome: Outcome, accepted: Collection[str]) -> list[CaseError]:
+    """Errors that nobody has accepted, with the option that would; the others become warnings."""
+    left = []
+    for error in errors:
+        if error.check not in ACCEPTABLE:
+            left.append(error)
+        elif error.check in accepted:
+            outcome.accepted = sorted({*outcome.accepted, error.check})
+            outcome.facts.warnings.append(f"accepted by --accept: {error}")
+        else:
+            option = f"--accept {shlex.quote(f'{outcome.case}:{error.check}')}"
+            expected = f"{error.expected}; if you have looked and it is right, {option}"
+            left.append(CaseError(error.check, error.found, expected))
+    return left
 
 
 def _same_images(voxels: Mapping[str, NDArray]) -> list[CaseError]:
@@ -292,15 +336,3 @@ def _same_images(voxels: Mapping[str, NDArray]) -> list[CaseError]:
         for first, second in combinations(voxels, 2)
         if np.array_equal(voxels[first], voxels[second])
     ]
-
-
-def _modality_problems(voxels: Mapping[str, NDArray], outcome: Outcome) -> list[CaseError]:
-    """Whether T2 is what it is called, as against each other modality of the case; the scores are shown."""
-    errors = []
-    for name, image in voxels.items() if "T2" in voxels else ():
-        if name == "T2":
-            continue
-        score = plausibility.modality_score(voxels["T2"], image, spacing=outcome.spacing)
-        outcome.facts.shown[f"T2 against {name}"] = f"score {score:.2f}, above 0 where T2 looks like T2"
-        errors += plausibility.modality_problems(score, names=("T2", name))
-    return errors

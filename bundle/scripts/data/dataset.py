@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from scripts.data.accept import accepted_checks
 from scripts.data.case import Draw, Facts, Job, Outcome, run_jobs
 from scripts.data.conversion import write_image
 from scripts.data.datalist import SECTIONS, TASKS, datalist_entry, write_datalist
@@ -19,7 +20,7 @@ from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
 from scripts.data.record import read_record
 from scripts.data.sources.registry import Found, Options, case_names, find_cases
-from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
+from scripts.data.split import FRACTIONS, read_accepted, read_split, stratified_split, write_split
 from scripts.data.volume import CaseError
 from scripts.files import whole_file
 
@@ -47,8 +48,9 @@ def prepare_source(
         folder: the data set as downloaded; several folders where its parts lie apart.
         output: folder to write; must not hold a datalist yet.
         options: what the source needs to know; or a task, a key of `TASKS` that the source serves.
-        split: CSV with columns case, split; default the sections in split.csv of earlier runs into the folder, and
-            `stratified_split` for all other patients.
+        split: CSV with columns case, split and, where wanted, accept (checks that a person accepts, by semicolons);
+            default the sections in split.csv of earlier runs into the folder, and `stratified_split` for all other
+            patients.
         fractions: of the patients, in training, validation and testing.
         seed: of the split.
         overwrite: replace the datalist of an earlier run into `output`; its finished cases are used again where
@@ -72,6 +74,9 @@ def prepare_source(
         _refuse_overlap(each, output)
     found = find_source(source, folders, options)
     jobs = found.jobs
+    cases = {job.case for job in [*jobs, *found.scans]} | {problem.case for problem in found.problems}
+    rows = None if split is None else read_accepted(split, cases)
+    accept = accepted_checks(options.accept, cases, rows=rows)
     if split is not None:
         sections = read_split(split, {job.case: job.patient for job in jobs}, [p.case for p in found.problems])
         absent = [job for job in jobs if job.case not in sections]
@@ -83,14 +88,23 @@ def prepare_source(
     before = _recorded_inputs(output, jobs)
     names = case_names(source, options.task)
     keep_empty = options.keep_empty or TASKS[options.task].structure == "enhancing tumor"
-    outcomes = run_jobs(jobs, output, names, title=source, workers=options.workers, keep_empty=keep_empty, draw=draw)
+    outcomes = run_jobs(
+        jobs,
+        output,
+        names,
+        title=source,
+        workers=options.workers,
+        keep_empty=keep_empty,
+        accept=accept,
+        draw=draw,
+    )
     _refuse_copies(outcomes, output)
     problems = found.problems + [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
     _tell_leftovers(output, usable)
     _tell_replaced(output, before, usable)
     if found.scans:
-        scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options, draw)
+        scans, left_out = _prepare_scans(found, output / SCANS_FOLDER, options, accept, draw)
         problems += left_out
         if not jobs:
             _tell_excluded(output, problems)
@@ -230,10 +244,12 @@ def _tell_leftovers(output: Path, usable: Sequence[Outcome]) -> None:
         )
 
 
-def _prepare_scans(found: Found, output: Path, options: Options, draw: Draw | None) -> tuple[int, list[CaseError]]:
+def _prepare_scans(
+    found: Found, output: Path, options: Options, accept: Mapping[str, Collection[str]], draw: Draw | None
+) -> tuple[int, list[CaseError]]:
     """Scans for inference alone, in a folder of their own; how many there are, and what leaves others out."""
     output.mkdir(exist_ok=True)
-    outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, draw=draw)
+    outcomes = run_jobs(found.scans, output, ("T2",), title="scans", workers=options.workers, accept=accept, draw=draw)
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     usable = [outcome for outcome in outcomes if not outcome.problems]
     write_overview(output / "overview.html", "scans without truth", {"scans": usable}, problems)
@@ -307,6 +323,9 @@ def _finish(
     warned = [o.case for outcomes in sections.values() for o in outcomes if o.facts.warnings]
     if warned:
         logger.warning("%d cases have warnings, first on the page: %s", len(warned), ", ".join(warned[:5]))
+    for outcome in sections.get("scans", ()):  # Nothing but the page lists those.
+        for warning in outcome.facts.warnings:
+            logger.warning("%s: %s", outcome.case, warning)
     if set(sections) == set(SECTIONS):
         rows = [_row(outcome, name) for name, outcomes in sections.items() for outcome in outcomes]
         write_split(output / "cases.csv", rows)
@@ -332,6 +351,7 @@ def _row(outcome: Outcome, section: str) -> dict[str, object]:
         "spacing_mm": " x ".join(f"{size:g}" for size in outcome.spacing),
         "facts": "; ".join(f"{name}: {text}" for name, text in outcome.facts.shown.items()),
         "warnings": "; ".join(outcome.facts.warnings),
+        "accept": "; ".join(outcome.accepted),
     }
 
 

@@ -1,4 +1,4 @@
-"""Whether the volumes of one case can belong together: is the mask in the head, do the heads agree, which one is T2.
+"""Whether the volumes of one case can belong together: is the mask in the head, do the heads agree.
 
 Arrays on one grid in, `CaseError`s or numbers out: volumes (X, Y, Z) in any units, masks non-zero inside, spacing in
 mm (X, Y, Z). `coverage` are the voxels that count, as a volume that was resampled is filled up outside them.
@@ -17,7 +17,7 @@ from scripts.data.volume import CaseError
 SKULL_STRIPPED_ZEROS = 0.1  # A volume with more than this fraction of exact zeros is taken as skull-stripped.
 AIR_FRACTION = 0.1  # Otherwise air lies below this fraction of the 99th percentile.
 
-# Voxel size, about, at which heads and scores are computed.
+# Voxel size, about, at which heads and looks are computed.
 COARSE_MM = 2.0
 BLOCK_SHARE = 0.25  # Of such a block's voxels that must not be air for it to be head.
 
@@ -27,14 +27,6 @@ MOST_MASK_UNCOVERED = 0.01  # Fraction of the mask that a resampled volume may l
 # Aligned heads: 0.99 to 1 on 17 glioma patients, 0.90 to 1 on 50 phantoms, where dim scalp on T2 is lost as air.
 LEAST_HEAD_DICE = 0.8
 LEAST_COMMON_HEAD = 1000  # Voxels of head within the common coverage, below which there is nothing to compare.
-
-# Modality score: measured on 34 glioma patients in the right order it is at least 0.16, so swapped at most -0.16.
-SWAPPED_SCORE = -0.3
-SCALP_MM = 15.0  # Scalp, skull and their fat end above this depth.
-STRIPPED_EDGE_MM = 4.0  # The same for a skull-stripped brain: partial volume of its edge.
-TAIL_PERCENT = 2.0  # What counts as the darkest and the brightest voxels.
-LEAST_INTENSITY = 0.001  # Of the 99th percentile; keeps logarithms finite.
-LEAST_SCORED = 200  # Voxels, below which the score says nothing and is 0.
 
 _SAMPLED = 2_000_000  # Voxels at most for a percentile of a whole volume.
 
@@ -78,8 +70,8 @@ def head_mask(
     border of the field of view may leave it open. On a finer grid, blocks of about 2 mm are taken as a whole: those
     with a quarter of their voxels in the foreground, as dim scalp on T2 is speckled.
     """
-    factors = _coarse_factors(spacing)
-    head = _largest_part(_block_mean(foreground(voxels, coverage=coverage, sampled=True), factors) >= BLOCK_SHARE)
+    factors = coarse_factors(spacing)
+    head = largest_part(block_mean(foreground(voxels, coverage=coverage, sampled=True), factors) >= BLOCK_SHARE)
     for axis, factor in enumerate(factors):
         if factor > 1:
             block = np.minimum(np.arange(voxels.shape[axis]) // factor, head.shape[axis] - 1)
@@ -87,22 +79,22 @@ def head_mask(
     return head
 
 
-def _coarse_factors(spacing: Sequence[float]) -> list[int]:
+def coarse_factors(spacing: Sequence[float]) -> list[int]:
     """Voxels along each axis that make up about `COARSE_MM`."""
     return [max(1, round(COARSE_MM / step)) for step in spacing]
 
 
-def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected part of a mask, its holes filled as in `head_mask`."""
     parts, count = ndimage.label(mask)
     if count == 0:
         return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return _fill_slices(parts == sizes.argmax())
+    return fill_slices(parts == sizes.argmax())
 
 
-def _fill_slices(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def fill_slices(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask with every hole closed that does not reach the border of its slice; one labeling for all slices."""
     in_plane = np.zeros((3, 3, 3), dtype=bool)
     in_plane[:, 1, 1] = in_plane[1, :, 1] = True
@@ -174,101 +166,12 @@ def overlap_problems(
     return problems
 
 
-def modality_score(first: NDArray, second: NDArray, *, spacing: Sequence[float]) -> float:
-    """How much more the first of two volumes looks like T2 than the second: above 0 if it is, swapped the negative.
-
-    CSF is far above white matter on T2 and below it on T1, ceT1 and FLAIR. So, over the voxels well below the surface
-    of the head, on a grid of about 2 mm, two differences of logarithms are added:
-
-    - the shape of the histograms: how much further the brightest 2 % lie from the median than the darkest 2 % do, in
-      the first less in the second;
-    - the place of CSF: how bright the first is where the second is darkest, relative to its median, less the same with
-      the two exchanged. Edema, bright on T2 and moderately dark on T1, counts on the same side.
-
-    Returns:
-        The score; 0 where too little of the head is seen to tell.
-    """
-    stripped = is_skull_stripped(first) or is_skull_stripped(second)
-    factors = _coarse_factors(spacing)
-    a, b = _block_mean(first, factors), _block_mean(second, factors)
-    bright_a, bright_b = foreground(a, sampled=True), foreground(b, sampled=True)
-    deep = _deep(_largest_part(bright_a) & _largest_part(bright_b), spacing, factors, stripped=stripped)
-    tissue = deep & (bright_a | bright_b)  # Not air or bone, dark on both.
-    if np.count_nonzero(tissue) < LEAST_SCORED:
-        return 0.0
-    a, b = _scaled(a, tissue), _scaled(b, tissue)
-    return _skew(a) - _skew(b) + _log_ratio(a[_darkest(b)], a) - _log_ratio(b[_darkest(a)], b)
-
-
-def t2_likeness(voxels: NDArray, *, spacing: Sequence[float]) -> float | None:
-    """How much one volume looks like T2 by the shape of its histogram alone, the first part of `modality_score`.
-
-    Less certain than comparing two volumes of a case, for where there is only one.
-
-    Returns:
-        How much further the brightest 2 % of the deep tissue lie from the median than the darkest 2 % do, in
-        logarithms; None where too little of the head is seen to tell.
-    """
-    factors = _coarse_factors(spacing)
-    blocks = _block_mean(voxels, factors)
-    bright = foreground(blocks, sampled=True)
-    tissue = _deep(_largest_part(bright), spacing, factors, stripped=is_skull_stripped(voxels)) & bright
-    return None if np.count_nonzero(tissue) < LEAST_SCORED else _skew(_scaled(blocks, tissue))
-
-
-def modality_problems(score: float, *, names: tuple[str, str] = ("T2", "ceT1")) -> list[CaseError]:
-    """Whether what is given as T2 is rather the other volume; refused with a clear margin only.
-
-    Args:
-        score: from `modality_score`, T2 first.
-        names: of both, for the message.
-    """
-    if score >= SWAPPED_SCORE:
-        return []
-    found = f"{names[0]} and {names[1]} look swapped (score {score:.2f})"
-    expected = f"CSF bright on {names[0]} and dark on {names[1]} (score at least {SWAPPED_SCORE})"
-    return [CaseError("modality", found, expected)]
-
-
-def _block_mean(voxels: NDArray, factors: Sequence[int]) -> NDArray[np.float32]:
+def block_mean(voxels: NDArray, factors: Sequence[int]) -> NDArray[np.float32]:
     """Means of blocks of voxels; an incomplete block at the end of an axis is left out, an axis keeps at least one."""
     if voxels.flags.f_contiguous and not voxels.flags.c_contiguous:  # As nibabel reads; means along memory are fast.
-        return _block_mean(voxels.T, factors[::-1]).T
+        return block_mean(voxels.T, factors[::-1]).T
     factors = [min(factor, size) for factor, size in zip(factors, voxels.shape, strict=True)]
     sizes = [size // factor for size, factor in zip(voxels.shape, factors, strict=True)]
     cut = voxels[tuple(slice(size * factor) for size, factor in zip(sizes, factors, strict=True))]
     blocks = cut.reshape([number for pair in zip(sizes, factors, strict=True) for number in pair])
     return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
-
-
-def _deep(
-    head: NDArray[np.bool_], spacing: Sequence[float], factors: Sequence[int], *, stripped: bool
-) -> NDArray[np.bool_]:
-    """Blocks well below the surface of the head; the border of the grid is no surface."""
-    if head.all():
-        return head
-    sizes = [step * factor for step, factor in zip(spacing, factors, strict=True)]
-    depth = ndimage.distance_transform_edt(head, sampling=sizes)
-    return head & (depth > min(STRIPPED_EDGE_MM if stripped else SCALP_MM, depth.max(initial=0) / 2))
-
-
-def _scaled(voxels: NDArray, tissue: NDArray[np.bool_]) -> NDArray:
-    """Intensities of the tissue in parts of their 99th percentile above the volume's minimum, safe for a logarithm."""
-    values = voxels[tissue] - float(voxels.min())
-    high = float(np.percentile(values, 99))
-    return np.maximum(values / high, LEAST_INTENSITY) if high > 0 else np.ones_like(values)
-
-
-def _skew(values: NDArray) -> float:
-    """Logarithm of the brightest percentile over the median, less that of the median over the darkest percentile."""
-    low, median, high = np.percentile(values, (TAIL_PERCENT, 50, 100 - TAIL_PERCENT))
-    return float(np.log(high * low / median**2))
-
-
-def _darkest(values: NDArray) -> NDArray[np.bool_]:
-    return values <= np.percentile(values, TAIL_PERCENT)
-
-
-def _log_ratio(part: NDArray, whole: NDArray) -> float:
-    """Logarithm of the median of a part over the median of all."""
-    return float(np.log(np.median(part) / np.median(whole)))

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 
@@ -101,7 +102,8 @@ def read_split(path: Path, patients: Mapping[str, str], left_out: Collection[str
     """
     sections: dict[str, str] = {}
     known = {*patients, *left_out}
-    for line, name, section in _split_rows(path):
+    for line, row in _split_rows(path):
+        name, section = row["case"], row["split"]
         if section not in _SECTION_NAMES:
             raise ValueError(f"{path}, line {line}: found split {section!r}, expected one of {', '.join(SECTIONS)}")
         case = _published_case(name, known)
@@ -117,6 +119,11 @@ def read_split(path: Path, patients: Mapping[str, str], left_out: Collection[str
         raise ValueError(f"{path}: {len(unknown)} cases are not in the input folder: {shown}; remove their rows")
     _refuse_leakage(path, ((patients[case], section) for case, section in sections.items() if case in patients))
     return sections
+
+
+def read_accepted(path: Path, cases: Collection[str]) -> dict[str, str]:
+    """Case to the cell of the column `accept` of a split file; none where there is no such column."""
+    return {_published_case(row["case"], cases): row.get("accept", "") for _, row in _split_rows(path)}
 
 
 def write_split(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -221,8 +228,8 @@ def _block_order(numbers: Mapping[str, int], block: int, rng: np.random.Generato
     return order
 
 
-def _split_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, case and section of each row, as written."""
+def _split_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row, "case" and "split" among them, as written."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split file, expected a CSV with columns case,split")
     try:
@@ -239,9 +246,7 @@ def _split_rows(path: Path) -> list[tuple[int, str, str]]:
     else:
         found = ", ".join(columns) or "none"
         raise ValueError(f"{path}: found columns {found}, expected case,split in the first line")
-    width, case, split = len(columns), columns.index("case"), columns.index("split")
-    filled = ((line, row + [""] * (width - len(row))) for line, row in rows)
-    return [(line, row[case], row[split]) for line, row in filled]
+    return [(line, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))) for line, row in rows]
 
 
 def _published_case(name: str, known: Collection[str]) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 
+from scripts.data.datalist import TASKS
+from scripts.data.modality import modality_notes
 from scripts.evaluation.metrics import segmentation_metrics, synthesis_metrics
 from scripts.evaluation.per_case import read_per_case, write_per_case
 from scripts.files import whole_file
 from scripts.inference.cohort import Cohort
+from scripts.loading import NOTES, LoadScansd
 from scripts.networks.tissnet import COARSE, ERROR, PERCEPTOR, PRED, SYNTHETIC, outputs_of
 from scripts.pictures import case_figure, overlay_figure, read_volume
 from scripts.weights import load_weights
@@ -147,14 +150,18 @@ class EvaluationHandler(_CaseHandler):
 class InferenceHandler(_CaseHandler):
     """Draws an overlay picture beside each case's saved mask, then records what was found: the case is complete.
 
-    The record has the mask's volume, that of the small parts that were removed, and where the network looked.
+    The record has the mask's volume, that of the small parts that were removed, where the network looked, and notes on
+    scans that do not look like what they were given as; those stand in the log too.
 
     Args:
         cohort: the evaluator's loader, which keeps the records and writes volumes.csv (mm3 per case).
+        task: a name in `data.datalist.TASKS`, whose source modalities the scans were given as.
     """
 
-    def __init__(self, cohort: Cohort) -> None:
+    def __init__(self, cohort: Cohort, *, task: str) -> None:
         self.cohort = cohort
+        self.sources = TASKS[task].image
+        self.load = LoadScansd("image")
 
     def started(self, engine: Engine) -> None:
         evaluator: Any = engine
@@ -188,8 +195,18 @@ class InferenceHandler(_CaseHandler):
             "removed_mm3": f"{removed:.1f}",
             "looked_at": getattr(evaluator.inferer, "looked_at", "the whole scan"),
             "seconds": f"{seconds:.1f}",
+            "notes": " ".join(self._notes(str(name), files_image)),
         }
         self.cohort.done(found, volumes, files=files)
+
+    def _notes(self, case: str, files: str | Sequence[str]) -> list[str]:
+        """What the reader and `data.modality` say of the scans as given, read again: what was loaded is normalized."""
+        image = self.load({"image": files, "case": case})["image"]
+        spacing = _spacing(image)
+        notes = modality_notes({name: (_array(image, n), spacing) for n, name in enumerate(self.sources)})
+        for note in notes:
+            logger.warning("%s: %s", case, note)
+        return [*image.meta.get(NOTES, ()), *notes]
 
 
 class WeightsLoader:

@@ -31,7 +31,7 @@ from scripts.files import sha256, whole_file
 logger = logging.getLogger(__name__)
 
 VOLUME_COLUMNS = (
-    *("case", "volume_mm3", "voxels", "removed_mm3", "looked_at", "seconds"),
+    *("case", "volume_mm3", "voxels", "removed_mm3", "looked_at", "seconds", "notes"),
     *("pred", "synthetic", "error"),
 )
 FAILED_COLUMNS = ("case", "files", "error")

@@ -57,6 +57,7 @@ class Options:
         label_values: of nifti: values that are tumor; None for masks of 0 and 1.
         series: of vs_seg and dicom: modality to a regular expression searched in SeriesDescription.
         structure: of vs_seg: names of the tumor's structure in contours; None for the usual ones.
+        accept: "CASE:CHECK" or "CASE" each: failed checks of plausibility that a person accepts.
     """
 
     task: str
@@ -67,6 +68,7 @@ class Options:
     label_values: tuple[int, ...] | None = None
     series: Mapping[str, str] = field(default_factory=dict)
     structure: tuple[str, ...] | None = None
+    accept: tuple[str, ...] = ()
 
 
 @dataclass
