@@ -15,7 +15,7 @@ from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from scripts.data.datalist import GRID_TOLERANCE_MM
+from scripts.data.datalist import GRID_TOLERANCE_MM, label_map_problem
 from scripts.data.reading import open_volume
 from scripts.data.volume import SUFFIXES, CaseError, NiftiVolume, Volume, corner_distance, whole_numbers
 
@@ -90,6 +90,10 @@ class LoadScansd(MapTransform):
         for key in self.key_iterator(d):
             files = [Path(file) for file in ([d[key]] if isinstance(d[key], str | Path) else d[key])]
             images = [self._load(file, name_of(d)) for file in files]
+            if key not in self.labels:
+                for file, image in zip(files, images, strict=True):
+                    if problem := label_map_problem(file.name, image.numpy()):
+                        raise problem.of(name_of(d))
             first, notes = images[0], [note for image in images for note in image.meta.get(NOTES, ())]
             for file, image in zip(files, images, strict=True):
                 same_shape = image.shape == first.shape

@@ -23,6 +23,7 @@ SECTIONS = ("training", "validation", "testing")
 
 # Largest distance, in mm, between the same corner voxel of two volumes of one case.
 GRID_TOLERANCE_MM = 0.1
+MOST_LABELS = 32  # an image of so few whole numbers is none
 
 
 @dataclass(frozen=True)
@@ -184,14 +185,23 @@ def grid_problems(volumes: Mapping[str, Volume]) -> list[CaseError]:
 
 
 def image_problem(name: str, voxels: NDArray) -> CaseError | None:
-    """Whether an image holds NaN or infinity, or one value only."""
+    """Whether an image holds NaN or infinity, or one value only, or is a label map."""
     if not np.isfinite(voxels).all():
         bad = int(voxels.size - np.isfinite(voxels).sum())
         return CaseError("non-finite image", f"{name}: {bad} voxels of NaN or infinity", "finite intensities")
     lowest, highest = voxels.min(), voxels.max()
     if lowest == highest:
         return CaseError("constant image", f"{name}: every voxel is {lowest:g}", "an image with contrast")
-    return None
+    return label_map_problem(name, voxels)
+
+
+def label_map_problem(name: str, voxels: NDArray) -> CaseError | None:
+    """Whether an image is a mask or a label map, whatever it is called: whole numbers from 0 to `MOST_LABELS` alone."""
+    lowest, highest = voxels.min(), voxels.max()
+    if not 0 <= lowest < highest <= MOST_LABELS or not np.array_equal(voxels, np.rint(voxels)):
+        return None
+    found = f"{name}: a mask or a label map, whole numbers from {lowest:g} to {highest:g} alone"
+    return CaseError("label map", found, "an image; a file was named wrongly")
 
 
 def mask_problem(voxels: NDArray) -> CaseError | None:
