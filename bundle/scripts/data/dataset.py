@@ -17,7 +17,7 @@ from scripts.data.datalist import MODALITIES, SECTIONS, TASKS, datalist_entry, w
 from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
 from scripts.data.sources.registry import Found, Options, case_names, find_cases
-from scripts.data.split import FRACTIONS, read_split, stratified_split, write_split
+from scripts.data.split import FRACTIONS, read_split, stratified_folds, stratified_split, write_split
 from scripts.data.volume import CaseError
 from scripts.files import whole_file
 
@@ -34,6 +34,7 @@ def prepare_source(
     *,
     split: Path | None = None,
     fractions: Sequence[float] = FRACTIONS,
+    folds: int = 0,
     seed: int = 0,
     overwrite: bool = False,
     draw: Draw | None = None,
@@ -48,7 +49,8 @@ def prepare_source(
         split: CSV with columns case, split; default the sections in split.csv of earlier runs into the folder, and
             `stratified_split` for all other patients.
         fractions: of the patients, in training, validation and testing.
-        seed: of the split.
+        folds: of a cross-validation over all patients; see `_write_folds`. 0: none.
+        seed: of the split and of the folds.
         overwrite: replace the datalist of an earlier run into `output`; its finished cases are used again where
             neither input nor options changed.
         draw: makes the picture of a case; None for none.
@@ -100,7 +102,23 @@ def prepare_source(
         decided = stratified_split(_strata(usable), fractions=fractions, seed=seed, kept=earlier)
         sections = {outcome.case: decided[outcome.patient] for outcome in usable}
     _store_sections(output, earlier | {outcome.patient: sections[outcome.case] for outcome in usable})
+    _write_folds(output, usable, options.task, folds, seed)
     return _finish(output, source, options.task, _by_section(usable, sections), problems)
+
+
+def _write_folds(output: Path, usable: Sequence[Outcome], task: str, count: int, seed: int) -> None:
+    """Write datalist_fold0.json and so on: one fold is testing, all others training, nothing is validation."""
+    for path in output.glob("datalist_fold*.json"):
+        path.unlink()
+    if count == 0:
+        return
+    fold_of = stratified_folds(_strata(usable), count, seed=seed)
+    for fold in range(count):
+        sections: dict[str, list[dict[str, object]]] = {"training": [], "testing": []}
+        for outcome in usable:
+            section = "testing" if fold_of[outcome.patient] == fold else "training"
+            sections[section].append(datalist_entry(outcome.case, outcome.patient, task))
+        write_datalist(output / f"datalist_fold{fold}.json", task, sections)
 
 
 def find_source(source: str, folders: Sequence[Path], options: Options) -> Found:
