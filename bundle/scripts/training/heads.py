@@ -32,7 +32,8 @@ class HeadsHandler:
     the validator's metrics as `y_f_on_tumor`, `y_c_on_tumor` and `y_r_on_tumor`. A network without these heads has
     y_f's alone; without any tumor there are none. Nothing is computed but these sums.
 
-    Attach it to the validator before what logs its metrics. In several processes all need it. A resumed run may warn anew.
+    Attach it to the validator before what logs its metrics. In several processes all need it. A resumed run may warn
+    anew.
     """
 
     def __init__(self) -> None:
