@@ -170,7 +170,8 @@ def test_tensorboard_has_every_term(trained: Path) -> None:
     for name in {*TERMS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
         assert len(tags[name]) == EPOCHS * CASES // BATCH, name
         assert all(map(math.isfinite, tags[name].values())), name
-    assert len(tags["val_mean_dice"]) == EPOCHS
+    for name in ("val_mean_dice", "y_f_on_tumor", "y_c_on_tumor", "y_r_on_tumor"):
+        assert len(tags[name]) == EPOCHS, name
 
 
 def test_fine_tuning_takes_cases_without_a_target(
