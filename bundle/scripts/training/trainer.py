@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class MethodTrainer(Trainer):
             passed on to it, such as {"mode": "reduce-overhead"}. Where Triton or a compiler is missing, a warning
             says so and the training goes on without.
         accumulation_steps: batches per optimizer step.
-        max_grad_norm: larger gradients of the generator step are scaled down to this norm; None leaves them.
+        max_grad_norm: larger gradients of the generator step are scaled down to this norm.
         seed: of dropout. Every iteration starts its random numbers anew, by (seed, iteration, process), so that a
             resumed run draws what an uninterrupted one does.
         epoch_length, train_handlers, key_train_metric, additional_metrics, postprocessing, decollate: as MONAI's
@@ -79,7 +80,7 @@ class MethodTrainer(Trainer):
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
         accumulation_steps: int = 1,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float = math.inf,
         seed: int = 0,
         epoch_length: int | None = None,
         train_handlers: Sequence | None = None,
@@ -90,8 +91,8 @@ class MethodTrainer(Trainer):
     ) -> None:
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps is {accumulation_steps}: expected 1 or more.")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {max_grad_norm}: expected a positive number, or null for no limit.")
+        if not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm}: expected a positive number, infinity for no limit.")
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -171,7 +172,7 @@ class MethodTrainer(Trainer):
         if last:
             average_gradients(self.method.generator_parameters())
             scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
-            if self.max_grad_norm is not None:
+            if math.isfinite(self.max_grad_norm):
                 clip_grads_with_norm_(self.method.generator_parameters(), self.max_grad_norm, scalars["grad_norm_G"])
         judged = any(parameter.grad is not None for parameter in discriminators)  # in any batch of this step
         if last and judged:
