@@ -175,8 +175,10 @@ def test_the_perceptor_is_trained_as_it_is_loaded() -> None:
 
 def test_train_and_inference_share_network_and_preprocessing() -> None:
     train, inference = (without_descriptions(read(name)) for name in ("train.json", "inference.json"))
-    shared = ("network_def", "pixdim", "patch_size", "overlap", "source_channels", "features", "task")
-    for key in (*shared, "engine", "precision"):
+    network = {key: value for key, value in train["network_def"].items() if key != "dropout"}  # of training alone
+    assert network == inference["network_def"]
+    shared = ("pixdim", "patch_size", "overlap", "source_channels", "features", "planar_levels", "task")
+    for key in (*shared, "upsample", "attention", "engine", "precision"):
         assert train[key] == inference[key], key
     windows = ("roi_size", "overlap", "engine", "precision")
     assert {k: train["validate"]["inferer"][k] for k in windows} == {k: inference["inferer"][k] for k in windows}
@@ -235,7 +237,8 @@ def open_documented(
     task = content["task"]
     weights = folder / "perceptor.pt"
     small = overrides_of(DEBUG)["features"]
-    perceptor = UNet2d5(1, features=small, upsample=content["upsample"], attention=content["attention"])
+    same = {key: content[key] for key in ("planar_levels", "upsample", "attention")}
+    perceptor = UNet2d5(1, features=small, **same)
     torch.save(perceptor.state_dict(), weights)
     overrides: dict[str, Any] = {
         "dataset_dir": str(data[task]),

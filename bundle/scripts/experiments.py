@@ -8,6 +8,9 @@
 Every arm gets the same configs, and with them the same patches, steps and recipe. The weights of the last epoch are
 evaluated, so that nothing is chosen on the fold that is scored. Each case is scored once, by a network that never saw
 its patient; an arm's per_case.csv holds all of them.
+
+A failing run does not stop the others. SIGTERM and Ctrl-C end the trainings in order. The same command then does what
+is left; other configs or another seed need another --output.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,14 +27,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scripts.demo import bundle_run
+from scripts.bundle_command import EVALUATE, PRETRAIN, TRAIN, bundle_run
 from scripts.evaluation.per_case import read_per_case, write_per_case
 from scripts.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-TRAIN, EVALUATE, PRETRAIN = (f"configs/{name}.json" for name in ("train", "evaluate", "pretrain"))
 PERCEPTOR = "real_target"  # S_p, which is an arm too: the segmentation of the scan that is missing
 ARMS = {
     PERCEPTOR: [PRETRAIN],
@@ -64,7 +68,13 @@ class Run:
 
     @property
     def weights(self) -> Path:
+        """What a finished training leaves."""
         return self.folder / "checkpoints" / "final.pt"
+
+    @property
+    def evaluated(self) -> Path:
+        """An empty file that marks a finished evaluation."""
+        return self.folder / "evaluated"
 
     def steps(self) -> Iterable[tuple[str, list[str]]]:
         """What is still to be done, in order: a name and the arguments behind `python -m`."""
@@ -74,14 +84,15 @@ class Run:
             "run_dir": self.folder,
             "perceptor_path": self.perceptor,
         }
-        if not self.weights.is_file():
+        trained = self.weights.is_file()
+        if not trained:
             files = [TRAIN, *ARMS[self.arm], *self.configs]
             resume = (self.folder / "checkpoints" / "last.pt").is_file()
             yield (
                 "training",
                 bundle_run("training", files, **shared, seed=self.seed, val_interval=0, resume=resume),
             )
-        if not (self.folder / "evaluated").is_file():
+        if not trained or not self.evaluated.is_file():
             files = [TRAIN, EVALUATE, *ARMS[self.arm], *self.configs]
             yield "evaluation", bundle_run("evaluating", files, **shared, checkpoint_path=self.weights)
 
@@ -108,31 +119,58 @@ def plan(dataset_dir: Path, output: Path, *, arms: Sequence[str], configs: Seque
     return chains
 
 
-def run_chain(chain: Sequence[Run], *, threads: int) -> None:
-    """Runs what is left of a chain; every step writes to log.txt in its run's folder.
+class Runner:
+    """Runs chains in processes of their own; every step writes to log.txt in its run's folder.
 
-    Raises:
-        RuntimeError: a step failed; names its log.
+    Args:
+        threads: of each process.
     """
-    for run in chain:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        log = run.folder / "log.txt"
-        for name, arguments in run.steps():
-            begin = time.perf_counter()
-            with log.open("a", encoding="utf-8") as file:
-                status = subprocess.run(
-                    [sys.executable, "-W", "ignore", "-m", *arguments],
-                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                ).returncode
-            if status:
-                raise RuntimeError(f"{name} of {run.arm}, fold {run.fold}, ended with exit status {status}: see {log}")
-            if name == "evaluation":
-                (run.folder / "evaluated").touch()
-            minutes = (time.perf_counter() - begin) / 60
-            logger.info("%s, fold %d: %s done in %.1f minutes", run.arm, run.fold, name, minutes)
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+        self.stopped_by = 0
+        self._running: set[subprocess.Popen] = set()
+
+    def stop(self, number: int, frame: Any = None) -> None:
+        """A signal's handler: tells what runs to end in order (a training writes last.pt first) and starts no more."""
+        self.stopped_by = number
+        for process in list(self._running):
+            process.terminate()
+
+    def run_chain(self, chain: Sequence[Run]) -> None:
+        """Runs what is left of a chain.
+
+        Raises:
+            RuntimeError: a step failed; names its log.
+        """
+        for run in chain:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            log = run.folder / "log.txt"
+            for name, arguments in run.steps():
+                begin = time.perf_counter()
+                status = 0 if self.stopped_by else self._step(arguments, log)
+                if self.stopped_by:
+                    return
+                if status:
+                    raise RuntimeError(
+                        f"{name} of {run.arm}, fold {run.fold}, ended with exit status {status}: see {log}"
+                    )
+                if name == "evaluation":
+                    run.evaluated.touch()
+                minutes = (time.perf_counter() - begin) / 60
+                logger.info("%s, fold %d: %s done in %.1f minutes", run.arm, run.fold, name, minutes)
+
+    def _step(self, arguments: Sequence[str], log: Path) -> int:
+        command = [sys.executable, "-W", "ignore", "-m", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with log.open("a", encoding="utf-8") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            self._running.add(process)
+            if self.stopped_by:  # between the look and the start
+                process.terminate()
+            status = process.wait()
+        self._running.discard(process)
+        return status
 
 
 def pool(runs: Sequence[Run], folder: Path) -> None:
@@ -144,7 +182,7 @@ def pool(runs: Sequence[Run], folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 1 where a run failed, after all others have ended."""
+    """Command line; returns the exit status: 1 where a run failed, after all others have ended, 143 after SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.experiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -155,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the trainings, default %(default)s")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; each gets its share of cores")
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}, expected 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s", datefmt="%H:%M:%S")
     output, data = args.output.resolve(), args.dataset_dir.resolve()
     try:
@@ -162,16 +202,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         logger.error("%s", error)
         return 1
-    threads, failed = max(1, (os.cpu_count() or 1) // args.jobs), 0
-    with ThreadPoolExecutor(args.jobs) as workers:
-        for done in as_completed(workers.submit(run_chain, chain, threads=threads) for chain in chains):
-            if problem := done.exception():
-                failed += 1
-                logger.error("%s", problem)
+    runner, failed = Runner(threads=max(1, (os.cpu_count() or 1) // args.jobs)), 0
+    before = {number: signal.signal(number, runner.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(args.jobs) as workers:
+            for done in as_completed(workers.submit(runner.run_chain, chain) for chain in chains):
+                if problem := done.exception():
+                    failed += 1
+                    logger.error("%s", problem)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if runner.stopped_by:
+        logger.warning("stopped; the same command goes on")
+        return 128 + runner.stopped_by
     runs = [run for chain in chains for run in chain]
     for arm in dict.fromkeys(run.arm for run in runs):
         folds = [run for run in runs if run.arm == arm]
-        if all((run.folder / "evaluated").is_file() for run in folds):
+        if all(run.evaluated.is_file() for run in folds):
             pool(folds, output / arm)
             logger.info("%s: all %d folds in %s", arm, len(folds), output / arm / "per_case.csv")
     return int(failed > 0)

@@ -65,6 +65,8 @@ def prepare_source(
     """
     options = Options(options) if isinstance(options, str) else options
     stratified_split({}, fractions=fractions, seed=seed)  # Wrong arguments are told now, not after hours.
+    if folds < 0 or folds == 1:
+        raise ValueError(f"--folds is {folds}, expected 2 or more, or 0 for none")
     folders = [folder] if isinstance(folder, Path) else list(folder)
     for each in folders:
         if not each.is_dir():
@@ -108,8 +110,6 @@ def prepare_source(
 
 def _write_folds(output: Path, usable: Sequence[Outcome], task: str, count: int, seed: int) -> None:
     """Write datalist_fold0.json and so on: one fold is testing, all others training, nothing is validation."""
-    for path in output.glob("datalist_fold*.json"):
-        path.unlink()
     if count == 0:
         return
     fold_of = stratified_folds(_strata(usable), count, seed=seed)
@@ -278,7 +278,7 @@ def _refuse_overlap(folder: Path, output: Path) -> None:
 
 
 def _start_output(output: Path, overwrite: bool) -> None:
-    """Create the folder; a datalist of an earlier run goes first, so that it never names files of two runs."""
+    """Create the folder; datalists of an earlier run go first, so that they never name files of two runs."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, expected a folder")
     datalist = output / "datalist.json"
@@ -286,6 +286,8 @@ def _start_output(output: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ValueError(f"{datalist} exists already; name another --output or add --overwrite")
         datalist.unlink()
+    for path in output.glob("datalist_fold*.json"):
+        path.unlink()
     output.mkdir(parents=True, exist_ok=True)
 
 

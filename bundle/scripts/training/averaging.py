@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -30,10 +31,11 @@ class WeightAverage(AveragedModel):
         if not 0 <= decay < 1:
             raise ValueError(f"average_decay is {decay}: expected 0 (no averaging) to below 1, such as 0.98.")
 
-        def average(mean: Tensor, value: Tensor, steps: Tensor | int) -> Tensor:
-            return value.lerp(mean, min(decay, (int(steps) + 1) / (int(steps) + 11)))
+        def average(means: Any, values: Any, steps: Tensor | int) -> None:
+            n = int(self.n_averaged)  # `steps` lies on the weights' device: reading it would wait for a GPU
+            torch._foreach_lerp_(means, values, 1 - min(decay, (n + 1) / (n + 11)))
 
-        super().__init__(network, avg_fn=average)  # type: ignore[arg-type]
+        super().__init__(network, multi_avg_fn=average)
         self.network = [network]  # not a part of this module
         self.requires_grad_(False)
 
