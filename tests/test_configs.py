@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from scripts.networks.discriminator import PatchDiscriminator3d
 from scripts.networks.tissnet import TISSNet
 from scripts.networks.unet2d5 import FEATURES, UNet2d5
+from scripts.training.methods.segmentation import SegmentationMethod
 from scripts.training.methods.tissnet import TISSNetMethod
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ METADATA_GLIOMA = "metadata_glioma.yaml"  # no config: scripts.release lays it o
 YAMLS = sorted({path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")} - {METADATA_GLIOMA})
 DEBUG = "debug.yaml"
 PROCESSES = "multi_gpu_train.json"
+PAPER = "paper.yaml"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -101,7 +103,8 @@ def test_commands_name_existing_files_in_the_documented_order(name: str) -> None
         for file in files:
             assert (ROOT / "bundle" / file).is_file(), f"{name}: no {file}"
         assert files[0] in ("configs/train.json", "configs/inference.json")
-        kinds = [Path(file).suffix for file in files]
+        assert f"configs/{PAPER}" not in files[2:], "what is behind train.json changes it"
+        kinds = [Path(file).suffix for file in files if file != f"configs/{PAPER}"]
         assert kinds == sorted(kinds), "JSON before the overrides"
 
 
@@ -160,7 +163,10 @@ def test_python_defaults_are_those_of_train_json() -> None:
     discriminator = defaults(PatchDiscriminator3d.__init__)
     assert discriminator["features"] == train["discriminator_features"]
     assert discriminator["in_channels"] == train["source_channels"] + 1
-    assert defaults(TISSNetMethod.__init__)["cross_entropy"] == train["cross_entropy"]
+    options = defaults(TISSNetMethod.__init__)
+    for name in ("cross_entropy", "detach_coarse", "error_loss", "error_target"):
+        assert options[name] == train[name] and train[f"method#{name}"] == f"@{name}", name
+    assert defaults(SegmentationMethod.__init__)["cross_entropy"] == train["cross_entropy"]
 
 
 def test_the_perceptor_is_trained_as_it_is_loaded() -> None:
@@ -169,8 +175,10 @@ def test_the_perceptor_is_trained_as_it_is_loaded() -> None:
 
 def test_train_and_inference_share_network_and_preprocessing() -> None:
     train, inference = (without_descriptions(read(name)) for name in ("train.json", "inference.json"))
-    shared = ("network_def", "pixdim", "patch_size", "overlap", "source_channels", "features", "task")
-    for key in (*shared, "engine", "precision"):
+    network = {key: value for key, value in train["network_def"].items() if key != "dropout"}  # of training alone
+    assert network == inference["network_def"]
+    shared = ("pixdim", "patch_size", "overlap", "source_channels", "features", "planar_levels", "task")
+    for key in (*shared, "upsample", "attention", "engine", "precision"):
         assert train[key] == inference[key], key
     windows = ("roi_size", "overlap", "engine", "precision")
     assert {k: train["validate"]["inferer"][k] for k in windows} == {k: inference["inferer"][k] for k in windows}
@@ -230,7 +238,8 @@ def open_documented(
     task = content["task"]
     weights = folder / "perceptor.pt"
     small = overrides_of(DEBUG)["features"]
-    perceptor = UNet2d5(1, features=small, upsample=content["upsample"], attention=content["attention"])
+    same = {key: content[key] for key in ("planar_levels", "upsample", "attention")}
+    perceptor = UNet2d5(1, features=small, **same)
     torch.save(perceptor.state_dict(), weights)
     overrides: dict[str, Any] = {
         "dataset_dir": str(data[task]),
@@ -389,6 +398,23 @@ def test_paper_size_has_the_published_number_of_parameters(open_workflow: Callab
     assert (
         sum(p.numel() for network in networks for p in network.parameters()) == 126_918_076
     )  # in METHOD's reading of 126.96 M
+
+
+def test_paper_yaml_has_the_papers_values() -> None:
+    """Section 4.1 and equations 1 to 11; what they leave open (betas, flips) is in docs/method.md."""
+    paper = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in ("train.json", PAPER)]))
+    assert paper["weights"] == {
+        **{"l1_global": 50.0, "l1_tumor": 200.0, "adversarial_global": 1.0, "adversarial_tumor": 1.0},
+        **{"perceptibility": 25.0, "coarse": 1.0, "segmentor": 25.0, "fine": 1.0, "error": 1.0, "consistency": 1.0},
+    }
+    formulas = {"cross_entropy": 0.0, "detach_coarse": False, "error_loss": "dice", "error_target": "hard"}
+    assert {name: paper[name] for name in formulas} == formulas
+    assert (paper["epochs"], paper["batch_size"], paper["learning_rate"]) == (250, 2, 1e-4)
+    for optimizer in ("optimizer_g", "optimizer_d"):
+        assert paper[f"{optimizer}#_target_"] == "torch.optim.Adam" and paper[f"{optimizer}#betas"] == [0.5, 0.999]
+    for scheduler in ("scheduler_g", "scheduler_d"):
+        assert paper[f"{scheduler}#_target_"] == "scripts.training.schedule.two_phase_schedule"
+    assert [step["_target_"] for step in paper["train#augmentation"]] == ["RandFlipd", "RandFlipd"]
 
 
 def test_metadata_names_the_pinned_monai_label() -> None:

@@ -707,7 +707,14 @@ def test_a_card_has_the_sections_of_the_model_zoo(card: str) -> None:
 
 
 # What commands write. A path with a folder of the project, and any other file of code or configuration, must be there.
-WRITTEN = {"config.yaml", "datalist.json", "predictions.json", "contours.json", "datastore_v2.json"}
+WRITTEN = {
+    "config.yaml",
+    "datalist.json",
+    "datalist_foldN.json",
+    "predictions.json",
+    "contours.json",
+    "datastore_v2.json",
+}
 WRITTEN |= {"models/model_info.json", "models/NAME/large_files.yml"}  # of the model zoo
 FOLDERS = ("bundle/", "configs/", "deploy/", "docs/", "models/", "monailabel_app/", "scripts/", "slicer/", "tests/")
 

@@ -455,6 +455,40 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, caplog, arguments, mess
     assert not (tmp_path / "out/datalist.json").exists()
 
 
+def test_folds(tmp_path):
+    """Two cases of one patient never part; the folds of an earlier run do not outlive another one's."""
+    for number in range(1, 7):
+        brats_case(tmp_path / "in", f"BraTS2021_{number:05d}")
+    brats_case(tmp_path / "in", "BraTS-GLI-00003-000")
+    out = tmp_path / "out"
+    command = ["brats", "--input", str(tmp_path / "in"), "--output", str(out), "--overwrite", "--folds"]
+    tested = Counter()
+    assert main([*command, "3"]) == 0
+    for fold in range(3):
+        datalist = load_datalist(out / f"datalist_fold{fold}.json", check="voxels")
+        cases = {name: {entry["case"] for entry in datalist[name]} for name in ("training", "testing")}
+        patients = {name: {entry["patient"] for entry in datalist[name]} for name in ("training", "testing")}
+        assert datalist.get("validation", []) == []
+        assert len(cases["training"] | cases["testing"]) == 7 and not cases["training"] & cases["testing"]
+        assert len(patients["testing"]) == 2 and not patients["training"] & patients["testing"]
+        tested.update(cases["testing"])
+    assert set(tested.values()) == {1} and len(tested) == 7
+    first = (out / "datalist_fold0.json").read_bytes()
+    assert main([*command, "3"]) == 0 and (out / "datalist_fold0.json").read_bytes() == first
+    assert main([*command, "2"]) == 0
+    assert sorted(path.name for path in out.glob("datalist_fold*")) == ["datalist_fold0.json", "datalist_fold1.json"]
+    assert main(command[:-1]) == 0
+    assert list(out.glob("datalist_fold*")) == []
+
+
+@pytest.mark.parametrize("count", [-1, 1])
+def test_a_wrong_number_of_folds_is_told_before_anything_is_done(tmp_path, count):
+    brats_case(tmp_path / "in", "BraTS2021_00001")
+    with pytest.raises(ValueError, match=f"--folds is {count}, expected 2 or more, or 0 for none"):
+        prepare_source("brats", tmp_path / "in", tmp_path / "out", "glioma", folds=count)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_line_in_its_own_process(tmp_path):
     def run(*arguments: str) -> tuple[int, str, str]:
         command = [sys.executable, "-m", "scripts.prepare", *arguments]

@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 import torch
 from made.training import TINY as SMALL
-from made.training import curves
+from made.training import curves, leaves
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 from running import free_port
 from warm import Warm
@@ -144,13 +144,23 @@ def untrained(folder: Path) -> Path:
 
 
 def test_a_run_leaves_checkpoints_logs_and_previews(trained: Path) -> None:
-    assert {"best.pt", "last.pt"} <= {path.name for path in (trained / "checkpoints").iterdir()}
+    assert {"best.pt", "final.pt", "last.pt"} == {path.name for path in (trained / "checkpoints").iterdir()}
     assert sorted(path.name for path in (trained / "previews").iterdir()) == [
         f"epoch_{epoch + 1:04d}.png" for epoch in range(EPOCHS)
     ]
     TISSNet(1, features=SMALL).load_state_dict(state(trained / "checkpoints" / "best.pt"), strict=True)
     last = state(trained / "checkpoints" / "last.pt")
-    assert {"trainer", "network", "D_g", "D_t", "optimizer_g", "optimizer_d", "scheduler_g", "scheduler_d"} <= set(last)
+    assert {
+        "trainer",
+        "network",
+        "average",
+        "D_g",
+        "D_t",
+        "optimizer_g",
+        "optimizer_d",
+        "scheduler_g",
+        "scheduler_d",
+    } <= set(last)
     assert last["trainer"]["iteration"] == EPOCHS * CASES // BATCH
 
 
@@ -170,7 +180,8 @@ def test_tensorboard_has_every_term(trained: Path) -> None:
     for name in {*TERMS, "D_g", "D_t", "loss", "loss_D", "grad_norm_G", "grad_norm_D"} - {"segmentor"}:
         assert len(tags[name]) == EPOCHS * CASES // BATCH, name
         assert all(map(math.isfinite, tags[name].values())), name
-    assert len(tags["val_mean_dice"]) == EPOCHS
+    for name in ("val_mean_dice", "y_f_on_tumor", "y_c_on_tumor", "y_r_on_tumor"):
+        assert len(tags[name]) == EPOCHS, name
 
 
 def test_fine_tuning_takes_cases_without_a_target(
@@ -351,12 +362,55 @@ def test_resume_goes_on_where_a_run_stopped(run_workflow: Run, vs_data: Path, pe
     assert resumed.trainer.state.epoch == EPOCHS
     straight, second = (state(tmp_path / name / "checkpoints" / "last.pt") for name in ("at_once", "in_two"))
     assert second["trainer"]["iteration"] == EPOCHS * CASES // BATCH
-    for name in ("network", "D_g", "D_t"):
+    for name in ("network", "average", "D_g", "D_t"):
         assert any(not torch.equal(first[name][key], value) for key, value in second[name].items()), name
-        for key, value in straight[name].items():
-            assert torch.equal(second[name][key], value), f"{name} {key}"
-    assert second["scheduler_g"]["last_epoch"] == straight["scheduler_g"]["last_epoch"] == EPOCHS
-    assert second["best"] == straight["best"]
+    expected, found = dict(leaves(straight)), dict(leaves(second))
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        assert torch.equal(found[path], value) if isinstance(value, torch.Tensor) else found[path] == value, path
+    assert second["scheduler_g"]["last_epoch"] == EPOCHS
+    weights = [state(tmp_path / name / "checkpoints" / "final.pt") for name in ("at_once", "in_two")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_without_validation_the_final_weights_are_left(run_workflow: Run, vs_data: Path, tmp_path: Path) -> None:
+    """val_interval 0: no validation case is needed, nothing is chosen; what is exported is the average."""
+    training = json.loads((vs_data / "datalist.json").read_text())["training"]
+    for entry in training:
+        (tmp_path / entry["case"]).symlink_to(vs_data / entry["case"])
+    write_datalist(tmp_path / "datalist.json", "vs", {"training": training})
+    given = overrides(tmp_path, tmp_path / "run", val_interval=0, **{"weights#perceptibility": 0.0})
+    workflow = run_workflow(TRAIN, given)
+    assert workflow.trainer.state.epoch == EPOCHS
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["final.pt", "last.pt"]
+    assert not (tmp_path / "run" / "previews").exists()
+    final, average = state(checkpoints / "final.pt"), state(checkpoints / "last.pt")["average"]
+    assert average["n_averaged"] == EPOCHS * CASES // BATCH
+    assert {f"module.{name}" for name in final} | {"n_averaged"} == set(average)
+    assert all(torch.equal(value, average[f"module.{name}"]) for name, value in final.items())
+    with pytest.raises(FileNotFoundError, match=r"no .*best\.pt: .* for best\.pt validated at least once"):
+        export(tmp_path / "run", tmp_path / "model.pt")
+    export(tmp_path / "run", tmp_path / "model.pt", checkpoint="final")
+    assert all(torch.equal(value, final[name].half()) for name, value in state(tmp_path / "model.pt").items())
+
+
+def test_a_run_resumed_for_more_epochs_has_the_rate_of_their_number(open_workflow: Run, vs_data: Path) -> None:
+    """Or it would go on at a rate of 0."""
+    given = {"dataset_dir": str(vs_data), "weights#perceptibility": 0.0, "cache_rate": 0.0, "learning_rate": 1.0}
+    finished, longer = (
+        open_workflow(TRAIN, {**given, "epochs": epochs}).parser.get_parsed_content("scheduler_g") for epochs in (2, 8)
+    )
+    rates = []
+    for _ in range(2):
+        rates.append(finished.get_last_lr()[0])
+        finished.optimizer.step()  # or torch warns of the order
+        finished.step()
+    assert [*rates, *finished.get_last_lr()] == pytest.approx([1.0, 0.5**0.9, 0.0])
+    longer.load_state_dict(finished.state_dict())
+    longer.optimizer.step()
+    longer.step()
+    assert longer.get_last_lr()[0] == pytest.approx((5 / 8) ** 0.9)
 
 
 # Several processes, by torchrun on CPUs. Their losses and steps are in test_distributed.py, without a config.

@@ -16,21 +16,12 @@ import sys
 import time
 from pathlib import Path
 
+from scripts.bundle_command import EVALUATE, PRETRAIN, TRAIN, bundle_run
+
 logger = logging.getLogger(__name__)
 
-TRAIN, EVALUATE, PRETRAIN, DEMO = (
-    f"configs/{name}" for name in ("train.json", "evaluate.json", "pretrain.json", "experiments/phantom_demo.yaml")
-)
+DEMO = "configs/experiments/phantom_demo.yaml"
 SEED = 1
-
-
-def bundle_run(entry: str, files: list[str], **overrides: object) -> list[str]:
-    """The arguments of one `python -m monai.bundle run`."""
-    listed = ",".join(f"'{file}'" for file in files)
-    arguments = ["monai.bundle", "run", entry, "--config_file", f"[{listed}]"]
-    for name, value in overrides.items():
-        arguments += [f"--{name}", str(value)]
-    return arguments
 
 
 def commands(output: Path, *, training: int, epochs: int, pretrain_epochs: int) -> dict[str, list[str]]:

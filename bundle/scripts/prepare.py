@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--fractions", type=float, nargs=3, default=FRACTIONS, metavar="F", help="training, validation, testing"
         )
+        command.add_argument("--folds", type=int, default=0, metavar="N", help="also write datalists of N folds")
         command.add_argument("--seed", type=int, default=0, help="of the split, default %(default)s")
         command.add_argument("--keep-empty", action="store_true", help="a mask without tumor is legal")
         if name == "vs_seg":
@@ -149,6 +150,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, int]:
         _options(arguments),
         split=given.get("split"),
         fractions=given.get("fractions", FRACTIONS),
+        folds=given.get("folds", 0),
         seed=given.get("seed", 0),
         overwrite=arguments.overwrite,
         draw=draw_case,

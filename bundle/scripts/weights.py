@@ -1,6 +1,6 @@
 r"""Files of weights, for bundle and app: find, verify, load strictly, and export what a training left for shipping.
 
-    python -m scripts.weights export --run runs/vs_tissnet --output models/model.pt
+    python -m scripts.weights export --run runs/vs_tissnet --output models/model.pt [--checkpoint final]
     python -m scripts.weights export --run runs/vs_localizer --output models/localizer/localizer.pt \
         --localizes models/model.pt
 
@@ -170,13 +170,14 @@ def _read(file: Path) -> dict[str, Any]:
 # export
 
 
-def export(run: Path, output: Path, *, localizes: Path | None = None) -> int:
-    """Writes the run's best weights in half precision, in one step; returns the file's size in bytes.
+def export(run: Path, output: Path, *, checkpoint: str = "best", localizes: Path | None = None) -> int:
+    """Writes a run's weights in half precision, in one step; returns the file's size in bytes.
 
     What replaces weights in the bundle's models/ is entered into its metadata, see `enter_weights`.
 
     Args:
-        run: folder of a run, with checkpoints/best.pt, a network's state dict.
+        run: folder of a run, with checkpoints/best.pt and final.pt, a network's state dict.
+        checkpoint: which of them: "best" on the validation cases, or "final", of the last epoch.
         output: the file to write; missing folders are made.
         localizes: for a localizer, the exported weights of the cascade that it belongs to; a .json file beside `output`
             names them by their sha256, see `find_localizer`.
@@ -187,15 +188,17 @@ def export(run: Path, output: Path, *, localizes: Path | None = None) -> int:
     """
     if localizes is not None and not localizes.is_file():
         raise FileNotFoundError(f"no weights at {localizes}: export those of the cascade first.")
-    source = run / "checkpoints" / "best.pt"
+    source = run / "checkpoints" / f"{checkpoint}.pt"
     if not source.is_file():
-        raise FileNotFoundError(f"no {source}: expected the run of a finished training, which validated at least once.")
+        raise FileNotFoundError(
+            f"no {source}: expected the run of a finished training, which for best.pt validated at least once."
+        )
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{source} cannot be read ({error}): train again, or restore the file.") from error
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{source} is not a network's state dict: expected best.pt, not last.pt.")
+        raise ValueError(f"{source} is not a network's state dict: expected best.pt or final.pt, not last.pt.")
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     if broken := not_finite(half):
         raise ValueError(f"{source} has NaN or infinite weights in {broken}: the training diverged; do not ship it.")
@@ -224,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     given = commands.add_parser("export", help="write a run's best weights as a float16 state dict, to be shipped")
     given.add_argument("--run", type=Path, required=True)
     given.add_argument("--output", type=Path, required=True)
+    given.add_argument("--checkpoint", choices=("best", "final"), default="best", help="default %(default)s")
     given.add_argument("--localizes", type=Path, help="weights of the cascade that this localizer belongs to")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.data.datalist import SECTIONS
-from scripts.data.split import read_split, stratified_split, write_split
+from scripts.data.split import read_split, stratified_folds, stratified_split, write_split
 
 FRACTIONS = {"training": 0.7, "validation": 0.1, "testing": 0.2}
 
@@ -157,6 +157,44 @@ def test_wrong_arguments(arguments, message):
 def test_wrong_volume(volume):
     with pytest.raises(ValueError, match=f"patient a: found volume {volume} mm3"):
         stratified_split({"a": ("A", volume)})
+
+
+# folds
+
+
+@pytest.mark.parametrize(("count", "number"), [(5, 34), (2, 2), (3, 10), (5, 60), (7, 41)])
+def test_folds_hold_every_patient_once_in_equal_numbers(count, number):
+    patients = made(number)
+    folds = stratified_folds(patients, count)
+    assert set(folds) == set(patients)
+    sizes = Counter(folds.values())
+    assert set(sizes) == set(range(count)) and max(sizes.values()) - min(sizes.values()) <= 1
+
+
+def test_folds_are_alike_in_cohort_and_volume():
+    """Among `count` neighbors of a cohort in the order of volume, no fold is there thrice."""
+    count, patients = 5, made(60)
+    for seed in range(5):
+        folds = stratified_folds(patients, count, seed=seed)
+        for cohort in {cohort for cohort, _ in patients.values()}:
+            members = sorted((p for p in patients if patients[p][0] == cohort), key=lambda p: (*patients[p], p))
+            numbers = Counter(folds[p] for p in members)
+            assert max(numbers.values()) - min(numbers[fold] for fold in range(count)) <= 2, (seed, cohort)
+            for start in range(len(members) - count + 1):
+                assert max(Counter(folds[p] for p in members[start : start + count]).values()) <= 2, (seed, cohort)
+
+
+def test_folds_depend_on_patients_and_seed_alone():
+    patients = made(34)
+    folds = stratified_folds(patients, 5, seed=1)
+    assert stratified_folds(dict(reversed(patients.items())), 5, seed=1) == folds
+    assert stratified_folds(patients, 5, seed=2) != folds
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 4])
+def test_folds_that_cannot_be(count):
+    with pytest.raises(ValueError, match=f"--folds is {count}, expected 2 to 3, the number of patients"):
+        stratified_folds(made(3), count)
 
 
 PATIENTS = {"a": "p", "b": "p", "c": "q"}

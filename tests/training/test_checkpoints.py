@@ -1,6 +1,7 @@
 """Tests of checkpoints: the exact resume, files that are never half written, SIGTERM's orderly end, and errors.
 
-A trainer made by hand on voxels, with dropout, so that nothing here costs more than its data workers.
+A trainer made by hand on voxels, with train.json's AdamW, clipping and average, and dropout: nothing here costs more
+than its data workers.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd, RandShiftIntensityd
 from torch import Tensor, nn
 
-from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint, StopOnSignal
+from scripts.training.averaging import WeightAverage
+from scripts.training.checkpoints import BestCheckpoint, FinalCheckpoint, LastCheckpoint, StopOnSignal
 from scripts.training.dataset import SeededDataset, SeededSampler
 from scripts.training.schedule import two_phase_schedule
 from scripts.training.trainer import MethodTrainer
 
 SAMPLES, BATCH_SIZE, EPOCHS = 7, 2, 3
 LENGTH = 4  # batches of an epoch; the last one has a single sample
+MAX_GRAD_NORM = 0.05  # less than most gradients here
 SIGTERM_STATUS = 143  # 128 + 15, as a shell says it
 WORKERS = [(0, 0), (2, 0), (0, 2)]  # before and after the resume
 
@@ -68,11 +71,10 @@ def make(
     sampler = SeededSampler(dataset, seed=5)
     loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
     method = Voxels(channels, dropout=0.5)
-    optimizer_g = torch.optim.Adam(method.generator_parameters(), lr=1e-2)
-    optimizer_d = torch.optim.Adam(method.discriminator_parameters(), lr=1e-2)
-    trainer = MethodTrainer(
-        "cpu", epochs, loader, method, optimizer_g, optimizer_d, accumulation_steps=accumulation_steps, decollate=False
-    )
+    optimizer_g = torch.optim.AdamW(method.generator_parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+    optimizer_d = torch.optim.AdamW(method.discriminator_parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+    options: dict[str, Any] = {"accumulation_steps": accumulation_steps, "max_grad_norm": MAX_GRAD_NORM}
+    trainer = MethodTrainer("cpu", epochs, loader, method, optimizer_g, optimizer_d, decollate=False, **options)
     if on_epoch is not None:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, on_epoch)
     schedules = [two_phase_schedule(optimizer, max_epochs=EPOCHS) for optimizer in (optimizer_g, optimizer_d)]
@@ -84,7 +86,10 @@ def make(
         at = Events.ITERATION_STARTED(once=kill_at)
         trainer.add_event_handler(at, lambda: os.kill(os.getpid(), signal.SIGTERM))
     state = {"trainer": trainer, "G": method.G, "D": method.D, "optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
-    state |= {"scheduler_g": schedules[0], "scheduler_d": schedules[1]}
+    average = WeightAverage(method.G, decay=0.9)
+    average.attach(trainer)
+    state |= {"scheduler_g": schedules[0], "scheduler_d": schedules[1], "average": average}
+    FinalCheckpoint(average.module, path=str(folder / "final.pt")).attach(trainer)
     last = LastCheckpoint(state, path=str(folder / "last.pt"), interval=interval, resume=resume)
     last.attach(trainer)
     stop = StopOnSignal(last)
@@ -118,6 +123,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Training:
     """The run that nothing interrupts."""
     training = train(tmp_path_factory.mktemp("whole"))
     assert len(training.seen) == EPOCHS * LENGTH
+    assert training.trainer.state.output["grad_norm_G"] > MAX_GRAD_NORM
     return training
 
 
@@ -239,7 +245,7 @@ def test_a_write_that_dies_midway_leaves_the_last_good_file(
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     (tmp_path / ".last.pt.partial").write_bytes(b"half of a checkpoint")  # what a killed process leaves
     assert different(train(tmp_path, resume=True), whole) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final.pt", "last.pt"]
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,3 +416,36 @@ def test_the_best_checkpoint_survives_a_resume(tmp_path: Path) -> None:
     assert (tmp_path / "best.pt").read_bytes() == kept
     score(engine, 0.8)
     assert torch.load(tmp_path / "best.pt", weights_only=True)["weight"].item() == 5.0
+
+
+# the final weights
+
+
+def final(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "final.pt", weights_only=True)
+
+
+def test_the_final_weights_are_the_average_after_the_last_epoch_alone(tmp_path: Path) -> None:
+    there: list[bool] = []
+    training = train(tmp_path, on_epoch=lambda e: there.append((tmp_path / "final.pt").is_file()))
+    assert there == [False] * EPOCHS  # noted before it is written
+    average = training.state["average"].module.state_dict()
+    assert final(tmp_path).keys() == average.keys()
+    assert all(torch.equal(average[name], value) for name, value in final(tmp_path).items())
+    last = training.state["G"].state_dict()
+    assert not all(torch.equal(last[name], value) for name, value in final(tmp_path).items())
+
+
+def test_a_stopped_run_has_no_final_weights_until_it_is_resumed(whole: Training, tmp_path: Path) -> None:
+    train(tmp_path, kill_at=EPOCHS * LENGTH - 1)
+    assert not (tmp_path / "final.pt").exists()
+    train(tmp_path, resume=True)
+    expected = whole.state["average"].module.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in final(tmp_path).items())
+
+
+def test_only_the_first_process_writes_the_final_weights(tmp_path: Path) -> None:
+    training = make(tmp_path)
+    training.trainer.state.rank = 1
+    training.trainer.run()
+    assert not (tmp_path / "final.pt").exists()

@@ -21,6 +21,7 @@ from ignite.engine import Events
 from made.training import make_batch, make_method, without_target
 from torch import Tensor, nn
 
+from scripts.training.averaging import WeightAverage
 from scripts.training.checkpoints import StopOnSignal
 from scripts.training.distributed import (
     any_process,
@@ -41,6 +42,7 @@ WEIGHTS_RTOL = 1e-4  # of how far the steps moved the weights; without exchange,
 TUMORS = {"both": (True, True), "first": (True, False), "second": (False, True), "none": (False, False)}
 STEPS = ("both", "first", "none", "second")  # what the trainer sees, one after the other
 TARGETS = ((True, True), (True, False), (False, False), (False, True))  # which process's case has its target, by step
+MAX_GRAD_NORM = 12.0  # train.json's; less than the gradients here
 STOPPED_AFTER = 2  # the iteration in which one process alone is told to stop
 
 Batch = dict[str, Any]
@@ -87,16 +89,19 @@ def make_trainer(batches: list[Batch], *, seed: int = 0) -> MethodTrainer:
         torch.optim.SGD(parameters, lr=rate, momentum=0.9)
         for parameters, rate in ((method.generator_parameters(), 1e-4), (method.discriminator_parameters(), 1e-3))
     ]
-    return MethodTrainer("cpu", 1, batches, method, *optimizers, decollate=False)
+    return MethodTrainer("cpu", 1, batches, method, *optimizers, max_grad_norm=MAX_GRAD_NORM, decollate=False)
 
 
 def train(batches: list[Batch], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Weights, loss terms and gradient norms after every step."""
+    """Weights, their average, loss terms and gradient norms after every step."""
     trainer, steps = make_trainer(batches, seed=seed), []
+    average = WeightAverage(trainer.method.cascade.network, decay=0.9)
+    average.attach(trainer)
 
     def note() -> None:
         output = {f"{name}": float(value) for name, value in trainer.state.output.items() if value.numel() == 1}
-        steps.append({"weights": copy.deepcopy(trainer.method.state_dict()), "output": output})
+        weights, mean = (copy.deepcopy(module.state_dict()) for module in (trainer.method, average.module))
+        steps.append({"weights": weights, "average": mean, "output": output})
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
     trainer.run()
@@ -275,7 +280,21 @@ def test_cases_without_a_target_give_the_steps_of_one_process(found: list[dict[s
 def test_both_processes_have_the_same_weights_to_the_last_bit(found: list[dict[str, Any]]) -> None:
     first, second = (one["steps"] for one in found)
     for a, b in zip(first, second, strict=True):
-        assert all(torch.equal(value, b["weights"][name]) for name, value in a["weights"].items())
+        for kind in ("weights", "average"):
+            assert all(torch.equal(value, b[kind][name]) for name, value in a[kind].items()), kind
+
+
+def test_the_average_is_that_of_one_process(found: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
+    """Though the second process began with other weights."""
+    start = make_trainer([make_batch(True)]).method.cascade.network.state_dict()
+    for step, expected in enumerate(alone):
+        moved = max(float((value - start[name]).abs().max()) for name, value in expected["average"].items())
+        for one in found:
+            got = one["steps"][step]["average"]
+            worst = max(float((got[name] - value).abs().max()) for name, value in expected["average"].items())
+            assert worst <= WEIGHTS_RTOL * moved, (STEPS[step], worst, moved)
+    last = alone[-1]
+    assert any(not torch.equal(last["weights"][f"cascade.network.{n}"], value) for n, value in last["average"].items())
 
 
 def test_terms_and_gradient_norms_are_those_of_one_process(
@@ -283,6 +302,7 @@ def test_terms_and_gradient_norms_are_those_of_one_process(
 ) -> None:
     for step, expected in enumerate(alone):
         assert expected["output"].keys() >= {"loss", "fine", "D_t", "grad_norm_G", "grad_norm_D"}
+        assert expected["output"]["grad_norm_G"] > MAX_GRAD_NORM  # or the steps would say nothing about the limit
         for one in found:
             got = one["steps"][step]["output"]
             assert got == pytest.approx(expected["output"], rel=100 * RTOL, abs=RTOL), STEPS[step]

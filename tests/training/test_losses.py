@@ -15,6 +15,8 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from scripts.training.losses import (
+    ERROR_LOSSES,
+    ERROR_TARGETS,
     CoarseLoss,
     GlobalSynthesisLoss,
     MaskLoss,
@@ -424,35 +426,63 @@ def test_segmentor_options_by_hand() -> None:
     below = values(segmentor_loss(harden=True)(heads(y_c=-LOG3), y))["consistency"]
     assert below == close(25 * (0.75 - 0.25) ** 2)
     # |y - 0.75| is 0.25 in 8 and 0.75 in 56 voxels: sum 44, overlap with y_e 11
-    soft = values(segmentor_loss(soft_target=True)(heads(), y))
+    soft = values(segmentor_loss(error_target="soft")(heads(), y))
     assert soft["error"] == close(25 * (1 - (2 * 11 + 1) / (16 + 44 + 1)))
     both = values(segmentor_loss(cross_entropy=1.0)(heads(), y))
     entropy = -(8 * math.log(0.75) + 56 * math.log(0.25)) / 64
     assert both["fine"] == close(25 * (FINE + entropy))
     assert both["error"] == close(25 * ERROR)  # cross-entropy is the fine mask's alone
+    probability = values(segmentor_loss(error_loss="cross_entropy")(heads(), y))
+    assert probability == close(  # y_e = 0.25, the error is in the 56 voxels outside: the same sum
+        {"fine": 25 * FINE, "error": 25 * entropy, "consistency": 25 * CONSISTENCY}
+    )
+
+
+def test_a_soft_target_and_cross_entropy_go_together() -> None:
+    """y_c = 0.75: the target is 0.25 in the tumor's 8 and 0.75 in the other 56 voxels."""
+    loss = segmentor_loss(error_loss="cross_entropy", error_target="soft")
+    expected = 8 * (0.25 * math.log(0.25) + 0.75 * math.log(0.75)) + 56 * (
+        0.75 * math.log(0.25) + 0.25 * math.log(0.75)
+    )
+    assert values(loss(heads(), tumor(True)))["error"] == close(-25 * expected / 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "expected"),
+    [
+        ("error_loss", "focal", "'dice' or 'cross_entropy'"),
+        ("error_target", "rounded", "'hard' or 'soft'"),
+        ("detach_coarse", "false", "True or False"),
+        ("harden", "false", "True or False"),
+    ],
+)
+def test_an_unknown_word_is_refused_by_name(name: str, word: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is '{word}': expected {expected}.$"):
+        segmentor_loss(**{name: word})
 
 
 def test_error_target_truth_table() -> None:
     y = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     y_c = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.5, 0.5])
-    assert segmentor_loss().error_target(y_c, y).tolist() == [0, 1, 1, 0, 1, 0]
-    assert segmentor_loss(soft_target=True).error_target(y_c, y).tolist() == close([0.1, 0.9, 0.9, 0.1, 0.5, 0.5])
+    assert segmentor_loss().coarse_error(y_c, y).tolist() == [0, 1, 1, 0, 1, 0]
+    assert segmentor_loss(error_target="soft").coarse_error(y_c, y).tolist() == close([0.1, 0.9, 0.9, 0.1, 0.5, 0.5])
 
 
 def test_error_target_without_tumor_is_the_false_positives() -> None:
     y_c = torch.zeros(1, 1, *SIZE)
     y_c[..., :2] = 0.75
-    assert torch.equal(segmentor_loss().error_target(y_c, tumor(False)), (y_c > 0).float())
+    assert torch.equal(segmentor_loss().coarse_error(y_c, tumor(False)), (y_c > 0).float())
     terms = segmentor_loss()(heads(), tumor(False))
     assert values(terms)["error"] == close(25 * (1 - (2 * 16 + 1) / (16 + 64 + 1)))  # all 64 are wrong
     assert all(torch.isfinite(term) for term in terms.values())
 
 
-@pytest.mark.parametrize("soft_target", [False, True])
-def test_error_target_has_no_gradient(soft_target: bool) -> None:
-    loss, outputs = segmentor_loss(soft_target=soft_target), heads()
+@pytest.mark.parametrize("error_loss", ERROR_LOSSES)
+@pytest.mark.parametrize("error_target", ERROR_TARGETS)
+def test_error_target_has_no_gradient(error_loss: str, error_target: str) -> None:
+    loss, outputs = segmentor_loss(error_loss=error_loss, error_target=error_target), heads()
     y_c = torch.sigmoid(outputs["y_c_logits"])
-    assert not loss.error_target(y_c, tumor(True)).requires_grad
+    assert not loss.coarse_error(y_c, tumor(True)).requires_grad
     loss(outputs, tumor(True))["error"].backward()
     assert outputs["y_e_logits"].grad is not None and outputs["y_e_logits"].grad.abs().max() > VANISHING
     assert outputs["y_c_logits"].grad is None and outputs["y_f_logits"].grad is None
@@ -474,6 +504,20 @@ def test_hardened_consistency_has_no_gradient_to_the_coarse_mask() -> None:
     segmentor_loss(harden=True)(outputs, tumor(True))["consistency"].backward()
     assert outputs["y_c_logits"].grad is None
     assert outputs["y_e_logits"].grad is not None and outputs["y_e_logits"].grad.abs().max() > VANISHING
+
+
+def test_a_detached_coarse_mask_costs_the_same_and_is_taught_nothing() -> None:
+    """y_f and y_e keep their gradients of eq. 8; y_c has none in eq. 7."""
+    gradients = {}
+    for detached in (False, True):
+        outputs = heads()
+        term = segmentor_loss(detach_coarse=detached)(outputs, tumor(True))["consistency"]
+        assert term.item() == close(25 * CONSISTENCY)
+        term.backward()
+        gradients[detached] = {name: value.grad for name, value in outputs.items()}
+    assert gradients[True]["y_c_logits"] is None and gradients[False]["y_c_logits"].abs().min() > VANISHING
+    for name in ("y_f_logits", "y_e_logits"):
+        assert torch.equal(gradients[True][name], gradients[False][name])
 
 
 def test_consistent_heads_cost_less() -> None:

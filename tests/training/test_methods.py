@@ -116,13 +116,23 @@ def test_unknown_and_negative_weights_are_refused() -> None:
 
 
 def test_options_reach_the_losses() -> None:
-    method = make_method(margin=3, harden=True, soft_target=True, cross_entropy=0.5)
+    method = make_method(
+        margin=3,
+        harden=True,
+        detach_coarse=True,
+        error_loss="dice",
+        error_target="soft",
+        cross_entropy=0.5,
+    )
     assert method.tumor_synthesis.margin == 3
-    assert method.segmentor.harden and method.segmentor.soft_target
+    assert method.segmentor.harden and method.segmentor.detach_coarse and method.segmentor.error_target == "soft"
+    assert method.segmentor.error_loss.dice and not method.segmentor.error_loss.cross_entropy
     assert method.segmentor.mask_loss.cross_entropy == method.coarse.mask_loss.cross_entropy == 0.5
     plain = make_method()
     assert plain.tumor_synthesis.margin == 0
-    assert not (plain.segmentor.harden or plain.segmentor.soft_target or plain.coarse.mask_loss.cross_entropy)
+    assert not plain.segmentor.harden and not plain.segmentor.detach_coarse and plain.segmentor.error_target == "hard"
+    assert plain.segmentor.error_loss.cross_entropy == 1 and not plain.segmentor.error_loss.dice
+    assert plain.segmentor.mask_loss.cross_entropy == plain.coarse.mask_loss.cross_entropy == 1
 
 
 # which network a term reaches
@@ -284,7 +294,7 @@ def test_segmentation_inputs(inputs: tuple[str, ...], channels: list[int]) -> No
     outputs = method(batch)
     assert torch.equal(seen[0], x[:, channels])
     assert method.logits(outputs) is outputs["y_f_logits"]
-    expected = MaskLoss()(x[:, channels][:, :1], batch["label"])
+    expected = MaskLoss(cross_entropy=1.0)(x[:, channels][:, :1], batch["label"])
     assert method.generator_losses(batch, outputs) == {"fine": expected}
     assert method.discriminator_losses(batch, outputs) == {} and method.discriminator_parameters() == []
 
@@ -316,7 +326,7 @@ OF_X_T = {"l1_global", "l1_tumor", "adversarial_global", "adversarial_tumor", "D
 
 def test_one_of_two_targets_gives_the_synthesis_losses_of_that_sample_alone() -> None:
     """And the segmentation's of both: Dice by hand of the pair, not the mean of two Dices."""
-    method = make_method()
+    method = make_method(cross_entropy=0.0)
     pair = make_batch(True, True)
     pair["target"][1] *= 0.5
     terms_g, terms_d = losses(method, without_target(pair, False, True))

@@ -1,9 +1,10 @@
-"""Tests of trainer: what a step changes and leaves alone, accumulation, NaN, speed, dropout."""
+"""Tests of trainer: what a step changes and leaves alone, accumulation, clipping, NaN, speed, dropout."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +189,46 @@ def test_accumulation_steps_below_one_are_refused() -> None:
         make_trainer(Voxels(), [make_batch(True)], accumulation_steps=0)
 
 
+# clipping
+
+
+def gradients_of(max_grad_norm: float) -> tuple[MethodTrainer, list[Tensor], list[Tensor]]:
+    """Of G and of D as they are stepped."""
+    method, found = Voxels(), []
+    trainer = make_trainer(method, [make_batch(True)], sgd=0.1, max_grad_norm=max_grad_norm, decollate=False)
+    for optimizer in (trainer.optimizer_g, trainer.optimizer_d):
+        assert optimizer is not None
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *args: found.append([p.grad.clone() for p in optimizer.param_groups[0]["params"]])
+        )
+    trainer.run()
+    return trainer, *found
+
+
+def test_large_gradients_of_the_generators_are_scaled_down_to_the_limit() -> None:
+    free, unlimited, of_D = gradients_of(math.inf)
+    norm = float(torch.cat([g.flatten() for g in unlimited]).norm())
+    limit = norm / 3
+    clipped, limited, of_D_then = gradients_of(limit)
+    assert float(torch.cat([g.flatten() for g in limited]).norm()) == pytest.approx(limit, rel=1e-4)
+    for got, want in zip(limited, unlimited, strict=True):
+        assert torch.allclose(got, want / 3, rtol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(of_D, of_D_then, strict=True))
+    for trainer in (free, clipped):  # what is logged is the norm before
+        assert float(trainer.state.output["grad_norm_G"]) == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_limit_that_is_not_reached_changes_no_bit() -> None:
+    (_, expected, _), (_, gradients, _) = (gradients_of(limit) for limit in (math.inf, 1e6))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_limit_that_is_not_positive_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match=f"max_grad_norm is {limit}: expected a positive number"):
+        make_trainer(Voxels(), [make_batch(True)], max_grad_norm=limit)
+
+
 # NaN
 
 
@@ -218,11 +259,12 @@ def test_an_infinite_gradient_of_a_finite_loss_changes_nothing_either() -> None:
         def generator_losses(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {"root": (0 * outputs["fake"]).sum().abs().sqrt()}  # 0, of slope 0 / 0
 
-    method = Root()
-    before = snapshot(method)
-    with pytest.raises(FloatingPointError, match=r"or a gradient is not finite.*'root': 0\.0.*'grad_norm_G': nan"):
-        make_trainer(method, [make_batch(True)]).run()
-    assert equal(before, method.state_dict())
+    for limit in (math.inf, 1.0):
+        method = Root()
+        before = snapshot(method)
+        with pytest.raises(FloatingPointError, match=r"or a gradient is not finite.*'root': 0\.0.*'grad_norm_G': nan"):
+            make_trainer(method, [make_batch(True)], max_grad_norm=limit).run()
+        assert equal(before, method.state_dict())
 
 
 def test_nan_in_another_process_stops_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,14 @@ from scripts.data.page import write_overview
 from scripts.data.phantom.make import SIZES, make_phantom, phantom_kind
 from scripts.data.record import read_record
 from scripts.data.sources.registry import Found, Options, case_names, find_cases
-from scripts.data.split import FRACTIONS, read_accepted, read_split, stratified_split, write_split
+from scripts.data.split import (
+    FRACTIONS,
+    read_accepted,
+    read_split,
+    stratified_folds,
+    stratified_split,
+    write_split,
+)
 from scripts.data.volume import CaseError
 from scripts.files import whole_file
 
@@ -37,6 +44,7 @@ def prepare_source(
     *,
     split: Path | None = None,
     fractions: Sequence[float] = FRACTIONS,
+    folds: int = 0,
     seed: int = 0,
     overwrite: bool = False,
     draw: Draw | None = None,
@@ -52,7 +60,8 @@ def prepare_source(
             default the sections in split.csv of earlier runs into the folder, and `stratified_split` for all other
             patients.
         fractions: of the patients, in training, validation and testing.
-        seed: of the split.
+        folds: of a cross-validation over all patients; see `_write_folds`. 0: none.
+        seed: of the split and of the folds.
         overwrite: replace the datalist of an earlier run into `output`; its finished cases are used again where
             neither input nor options changed.
         draw: makes the picture of a case; None for none.
@@ -67,6 +76,8 @@ def prepare_source(
     """
     options = Options(options) if isinstance(options, str) else options
     stratified_split({}, fractions=fractions, seed=seed)  # Wrong arguments are told now, not after hours.
+    if folds < 0 or folds == 1:
+        raise ValueError(f"--folds is {folds}, expected 2 or more, or 0 for none")
     folders = [folder] if isinstance(folder, Path) else list(folder)
     for each in folders:
         if not each.is_dir():
@@ -118,7 +129,21 @@ def prepare_source(
         decided = stratified_split(_strata(usable), fractions=fractions, seed=seed, kept=earlier)
         sections = {outcome.case: decided[outcome.patient] for outcome in usable}
     _store_sections(output, earlier | {outcome.patient: sections[outcome.case] for outcome in usable})
+    _write_folds(output, usable, options.task, folds, seed)
     return _finish(output, source, options.task, _by_section(usable, sections), problems)
+
+
+def _write_folds(output: Path, usable: Sequence[Outcome], task: str, count: int, seed: int) -> None:
+    """Write datalist_fold0.json and so on: one fold is testing, all others training, nothing is validation."""
+    if count == 0:
+        return
+    fold_of = stratified_folds(_strata(usable), count, seed=seed)
+    for fold in range(count):
+        sections: dict[str, list[dict[str, object]]] = {"training": [], "testing": []}
+        for outcome in usable:
+            section = "testing" if fold_of[outcome.patient] == fold else "training"
+            sections[section].append(datalist_entry(outcome.case, outcome.patient, task))
+        write_datalist(output / f"datalist_fold{fold}.json", task, sections)
 
 
 def find_source(source: str, folders: Sequence[Path], options: Options) -> Found:
@@ -296,7 +321,7 @@ def _refuse_overlap(folder: Path, output: Path) -> None:
 
 
 def _start_output(output: Path, overwrite: bool) -> None:
-    """Create the folder; a datalist of an earlier run goes first, so that it never names files of two runs."""
+    """Create the folder; datalists of an earlier run go first, so that they never name files of two runs."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, expected a folder")
     datalist = output / "datalist.json"
@@ -304,6 +329,8 @@ def _start_output(output: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ValueError(f"{datalist} exists already; name another --output or add --overwrite")
         datalist.unlink()
+    for path in output.glob("datalist_fold*.json"):
+        path.unlink()
     output.mkdir(parents=True, exist_ok=True)
 
 

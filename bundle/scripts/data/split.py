@@ -81,6 +81,28 @@ def stratified_split(
     return dict(sorted(sections.items()))
 
 
+def stratified_folds(patients: Mapping[str, tuple[str, float]], count: int, *, seed: int = 0) -> dict[str, int]:
+    """Fold of each patient for a cross-validation, alike in cohort and tumor volume, of equal size to within one.
+
+    Args:
+        patients: patient id to cohort and tumor volume in mm3; their order does not matter.
+        count: number of folds.
+        seed: decides which fold each of `count` patients of like cohort and volume is in.
+
+    Returns:
+        Patient id to fold, 0 to count - 1, sorted by id.
+
+    Raises:
+        ValueError: fewer than 2 folds, or fewer patients than folds.
+    """
+    if not 2 <= count <= len(patients):
+        raise ValueError(f"--folds is {count}, expected 2 to {len(patients)}, the number of patients")
+    rng = np.random.default_rng(seed)
+    order = sorted(patients, key=lambda patient: (*patients[patient], patient))
+    folds = np.concatenate([rng.permutation(count) for _ in range(0, len(order), count)])
+    return dict(sorted(zip(order, folds[: len(order)].tolist(), strict=True)))
+
+
 def read_split(path: Path, patients: Mapping[str, str], left_out: Collection[str] = ()) -> dict[str, str]:
     """Section of each case from a split file.
 

@@ -1,4 +1,4 @@
-"""What a training keeps and goes on from: last.pt for the exact resume, best.pt for the user, SIGTERM's orderly end.
+"""What a training keeps and goes on from: last.pt to resume exactly, best.pt and final.pt for the user, SIGTERM's end.
 
 Files are complete at any moment: they are written beside and then renamed.
 """
@@ -151,6 +151,26 @@ class BestCheckpoint:
             self.best = score
             _save(self.network.state_dict(), self.path)
             logger.info("best %s so far, %.4f: %s", state.key_metric_name, score, self.path)
+
+
+class FinalCheckpoint:
+    """Writes a network's state dict after the last epoch: nothing was chosen by any case.
+
+    Args:
+        network: what to save.
+        path: the file.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, path: str) -> None:
+        self.network = network
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_at_the_end)
+
+    def _save_at_the_end(self, engine: Engine) -> None:
+        if engine.state.epoch == engine.state.max_epochs and not getattr(engine.state, "rank", 0):
+            _save(self.network.state_dict(), self.path)
 
 
 class StopOnSignal:

@@ -1,7 +1,8 @@
 """Equations 1 to 9 of the paper, one class per equation or group; terms come out weighted and named.
 
 Every class returns a dict from a term's name to its weighted value (a scalar); the total is their sum. A weight of 0
-skips the term's computation; train.json holds the weights.
+skips the term's computation; train.json holds the weights. Options default to the paper's formulas, which paper.yaml
+has too; where train.json departs from them, docs/method.md says why.
 
 Symbols: x_s, x_t, x_t_syn in [-1, 1]; y in {0, 1}; y_c, y_f, y_e probabilities; names in `_logits` raw values.
 Source: Wu et al., Neurocomputing 544 (2023) 126295, sections 3.1 to 3.4. Choices the paper leaves open are listed in
@@ -18,6 +19,8 @@ from scripts.networks.tissnet import refine
 from scripts.training.distributed import global_sum, world_size
 
 DICE_SMOOTH = 1.0  # above and below: a patch without tumor still pushes false positives down
+ERROR_LOSSES = ("dice", "cross_entropy")
+ERROR_TARGETS = ("hard", "soft")
 
 
 def lsgan_loss(logits: Tensor, real: bool, *, weight: Tensor | None = None) -> Tensor:
@@ -81,7 +84,7 @@ def has_tumor(y: Tensor) -> Tensor:
 
 
 class MaskLoss(nn.Module):
-    """Dice over the whole batch, smoothing 1 above and below, optionally plus binary cross-entropy.
+    """Dice over the whole batch, smoothing 1 above and below, binary cross-entropy, or their sum.
 
     dice = 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1). A batch without tumor and with an empty prediction costs 0,
     and its false positives have a gradient. In several processes the sums are over all their batches, which MONAI's
@@ -89,20 +92,24 @@ class MaskLoss(nn.Module):
 
     Args:
         cross_entropy: weight of the cross-entropy added to Dice, 0 for the paper's plain Dice.
+        dice: whether Dice counts; without it the cross-entropy stands alone.
 
     Shapes:
-        logits and target (B, 1, X, Y, Z); returns a scalar.
+        logits (B, 1, X, Y, Z), target the same in [0, 1]; returns a scalar.
     """
 
-    def __init__(self, *, cross_entropy: float = 0.0) -> None:
+    def __init__(self, *, cross_entropy: float = 0.0, dice: bool = True) -> None:
         super().__init__()
         self.cross_entropy = cross_entropy
+        self.dice = dice
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         logits, target = logits.float(), target.float()
-        p = torch.sigmoid(logits)
-        overlap, size = global_sum(torch.stack([(p * target).sum(), p.sum() + target.sum()]))
-        loss = 1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
+        loss = logits.new_zeros(())
+        if self.dice:
+            p = torch.sigmoid(logits)
+            overlap, size = global_sum(torch.stack([(p * target).sum(), p.sum() + target.sum()]))
+            loss = loss + 1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)
         if self.cross_entropy:
             loss = loss + self.cross_entropy * F.binary_cross_entropy_with_logits(logits, target)
         return loss
@@ -238,17 +245,22 @@ class CoarseLoss(nn.Module):
 class SegmentorLoss(nn.Module):
     """Eq. 7 to 9: segmentor * (fine Dice(y_f, y) + error Dice(y_e, [y != y_c]) + consistency mean (y_f - y_r)^2).
 
-    The error's target is [y != (y_c > 0.5)], without gradient. The gradient of every term flows back through y_c and
-    x_t_syn into G.
+    The error's target has no gradient. The gradient of every term flows back into G through y_c and x_t_syn as inputs
+    of S, that of the consistency also through y_c in eq. 7.
 
     Args:
         segmentor: lambda_S, weight of the whole.
         fine: weight of the fine mask's Dice.
-        error: weight of the error's Dice.
+        error: weight of the error's loss.
         consistency: weight of the consistency between fine and refined mask.
         harden: threshold y_c at 0.5 in eq. 7 (dy_r/dy_e = 1 - 2 y_c vanishes near y_c = 0.5).
-        soft_target: use |y - y_c| as the error's target in place of the thresholded one.
+        detach_coarse: y_c is a constant in eq. 7: the consistency teaches y_f and y_e alone.
+        error_loss: of y_e, "dice" (the paper's) or "cross_entropy", with which y_e is a probability.
+        error_target: "hard" for [y != (y_c > 0.5)], "soft" for |y - y_c|.
         cross_entropy: of the fine mask, see `MaskLoss`.
+
+    Raises:
+        ValueError: another word for `error_loss` or `error_target`, or no bool for a switch.
     """
 
     def __init__(
@@ -259,17 +271,28 @@ class SegmentorLoss(nn.Module):
         error: float,
         consistency: float,
         harden: bool = False,
-        soft_target: bool = False,
+        detach_coarse: bool = False,
+        error_loss: str = "dice",
+        error_target: str = "hard",
         cross_entropy: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, word, words in (
+            ("error_loss", error_loss, ERROR_LOSSES),
+            ("error_target", error_target, ERROR_TARGETS),
+            ("harden", harden, (True, False)),  # the text "false" would count as true
+            ("detach_coarse", detach_coarse, (True, False)),
+        ):
+            if word not in words:
+                raise ValueError(f"{name} is {word!r}: expected {' or '.join(map(repr, words))}.")
         self.fine = segmentor * fine
         self.error = segmentor * error
         self.consistency = segmentor * consistency
         self.harden = harden
-        self.soft_target = soft_target
+        self.detach_coarse = detach_coarse
+        self.error_target = error_target
         self.mask_loss = MaskLoss(cross_entropy=cross_entropy)
-        self.error_loss = MaskLoss()
+        self.error_loss = MaskLoss() if error_loss == "dice" else MaskLoss(dice=False, cross_entropy=1.0)
 
     @property
     def needs_segmentor(self) -> bool:
@@ -281,10 +304,10 @@ class SegmentorLoss(nn.Module):
         """Whether a term uses y_e: the error decoder runs only then."""
         return bool(self.error or self.consistency)
 
-    def error_target(self, y_c: Tensor, y: Tensor) -> Tensor:
+    def coarse_error(self, y_c: Tensor, y: Tensor) -> Tensor:
         """Computes where the coarse mask is wrong, without gradient; defined also where there is no tumor."""
         y_c = y_c.detach()
-        return (y - (y_c if self.soft_target else (y_c > 0.5).to(y.dtype))).abs()
+        return (y - (y_c if self.error_target == "soft" else (y_c > 0.5).to(y.dtype))).abs()
 
     def forward(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Computes the weighted terms from `y_c_logits`, `y_f_logits` and, where needed, `y_e_logits`."""
@@ -293,10 +316,13 @@ class SegmentorLoss(nn.Module):
         if self.fine:
             terms["fine"] = self.fine * self.mask_loss(outputs["y_f_logits"], y)
         if self.error:
-            terms["error"] = self.error * self.error_loss(outputs["y_e_logits"], self.error_target(y_c, y))
+            terms["error"] = self.error * self.error_loss(outputs["y_e_logits"], self.coarse_error(y_c, y))
         if self.consistency:
             y_f = torch.sigmoid(outputs["y_f_logits"].float())
             y_e = torch.sigmoid(outputs["y_e_logits"].float())
-            y_r = refine((y_c > 0.5).float() if self.harden else y_c, y_e)
-            terms["consistency"] = self.consistency * ((y_f - y_r) ** 2).mean()
+            if self.harden:
+                y_c = (y_c > 0.5).float()
+            elif self.detach_coarse:
+                y_c = y_c.detach()
+            terms["consistency"] = self.consistency * ((y_f - refine(y_c, y_e)) ** 2).mean()
         return terms

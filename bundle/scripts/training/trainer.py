@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from monai.engines import IterationEvents, Trainer
 from monai.inferers import SimpleInferer
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from scripts.compiler import compile_networks
@@ -42,6 +44,7 @@ class MethodTrainer(Trainer):
             passed on to it, such as {"mode": "reduce-overhead"}. Where Triton or a compiler is missing, a warning
             says so and the training goes on without.
         accumulation_steps: batches per optimizer step.
+        max_grad_norm: larger gradients of the generator step are scaled down to this norm.
         seed: of dropout. Every iteration starts its random numbers anew, by (seed, iteration, process), so that a
             resumed run draws what an uninterrupted one does.
         epoch_length, train_handlers, key_train_metric, additional_metrics, postprocessing, decollate: as MONAI's
@@ -55,8 +58,8 @@ class MethodTrainer(Trainer):
     both backward passes and before any step is made.
 
     `engine.state.output` holds image, label, pred (the mask's probability), loss (their sum) and every term by name,
-    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` on batches that step: scalars on
-    the CPU, in several processes means over them.
+    with `loss_D` for the sum of the discriminators' and `grad_norm_G`, `grad_norm_D` (before any limit) on batches that
+    step: scalars on the CPU, in several processes means over them.
 
     Raises:
         FloatingPointError: a loss or a gradient is NaN or infinite, in any process; names the term, the epoch and the
@@ -77,6 +80,7 @@ class MethodTrainer(Trainer):
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
         accumulation_steps: int = 1,
+        max_grad_norm: float = math.inf,
         seed: int = 0,
         epoch_length: int | None = None,
         train_handlers: Sequence | None = None,
@@ -87,6 +91,8 @@ class MethodTrainer(Trainer):
     ) -> None:
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps is {accumulation_steps}: expected 1 or more.")
+        if not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm}: expected a positive number, infinity for no limit.")
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -107,6 +113,7 @@ class MethodTrainer(Trainer):
         self.bfloat16 = amp
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.accumulation_steps = accumulation_steps
+        self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.method.to(memory_format=self.memory_format)
         for optimizer in (optimizer_g, optimizer_d):
@@ -165,6 +172,8 @@ class MethodTrainer(Trainer):
         if last:
             average_gradients(self.method.generator_parameters())
             scalars["grad_norm_G"] = _grad_norm(self.method.generator_parameters())
+            if math.isfinite(self.max_grad_norm):
+                clip_grads_with_norm_(self.method.generator_parameters(), self.max_grad_norm, scalars["grad_norm_G"])
         judged = any(parameter.grad is not None for parameter in discriminators)  # in any batch of this step
         if last and judged:
             average_gradients(discriminators)
@@ -230,7 +239,7 @@ def _requires_grad(parameters: Iterable[nn.Parameter], flag: bool) -> None:
 
 
 def _grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _largest_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -13,7 +13,7 @@ INPUTS = ("image", "target")
 
 
 class SegmentationMethod(nn.Module):
-    """One network with one head, trained by Dice on the modalities it sees.
+    """One network with one head, trained by Dice and cross-entropy on the modalities it sees.
 
     Args:
         network: maps the inputs, concatenated, to logits (B, 1, X, Y, Z).
@@ -23,7 +23,7 @@ class SegmentationMethod(nn.Module):
     Batch: `image` x_s (B, C, X, Y, Z), `target` x_t (B, 1, X, Y, Z), `label` y (B, 1, X, Y, Z).
     """
 
-    def __init__(self, network: nn.Module, *, inputs: Sequence[str] = ("image",), cross_entropy: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, *, inputs: Sequence[str] = ("image",), cross_entropy: float = 1.0) -> None:
         super().__init__()
         if not inputs or [name for name in INPUTS if name in inputs] != list(inputs):
             raise ValueError(f"inputs {list(inputs)}: expected 'image', 'target' or both in this order.")

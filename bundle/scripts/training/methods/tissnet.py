@@ -33,16 +33,17 @@ class TISSNetMethod(nn.Module):
         S_p: the perceptor, None where the weight `perceptibility` is 0. It is frozen here.
         weights: one for each of `TERMS`, 0 or more. 0 skips the term's computation.
         margin: voxels by which the tumor's box of eq. 4 is grown.
-        harden: see `SegmentorLoss`.
-        soft_target: see `SegmentorLoss`.
+        harden, detach_coarse, error_loss, error_target: see `SegmentorLoss`.
         cross_entropy: weight of the cross-entropy added to the Dice of y_c and y_f; 0 is the paper's.
+
+    What has a default here has train.json's; paper.yaml has the paper's.
 
     Batch: `image` x_s (B, C, X, Y, Z), `target` x_t (B, 1, X, Y, Z), `label` y (B, 1, X, Y, Z), and where samples may
     lack their x_t `has_target` (B,) in {0, 1}, on the CPU. What compares with x_t (eq. 1 to 4) is then over the samples
     that have one, and is left out of a step in which no process has any; all other terms are over all samples.
 
     Raises:
-        ValueError: weights that are missing, unknown, negative or no numbers.
+        ValueError: weights that are missing, unknown, negative or no numbers; a word that is no option.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class TISSNetMethod(nn.Module):
         weights: Mapping[str, float],
         margin: int = 0,
         harden: bool = False,
-        soft_target: bool = False,
-        cross_entropy: float = 0.0,
+        detach_coarse: bool = False,
+        error_loss: str = "cross_entropy",
+        error_target: str = "hard",
+        cross_entropy: float = 1.0,
     ) -> None:
         super().__init__()
         w = _checked(weights)
@@ -73,7 +76,9 @@ class TISSNetMethod(nn.Module):
             error=w["error"],
             consistency=w["consistency"],
             harden=harden,
-            soft_target=soft_target,
+            detach_coarse=detach_coarse,
+            error_loss=error_loss,
+            error_target=error_target,
             cross_entropy=cross_entropy,
         )
 
