@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_roc_auc
 from monai.metrics.regression import compute_ssim_and_cs
 
 from scripts.evaluation.metrics import (
@@ -17,6 +18,7 @@ from scripts.evaluation.metrics import (
     PSNR_CAP,
     SSIM_SIGMA,
     SSIM_WINDOW,
+    detection_metrics,
     segmentation_metrics,
     synthesis_metrics,
 )
@@ -329,9 +331,44 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path.write_text(",".join(CSV_COLUMNS) + "\na,full_scan,y_f,0.5\n")
     with pytest.raises(ValueError, match=r"case 'a': found assd_mm = '\(no cell\)'"):
         read_per_case(path)
-    path.write_text(",".join(CSV_COLUMNS) + "\na,full_scan,y_f" + "," * 14 + "\n")
+    path.write_text(",".join(CSV_COLUMNS) + "\na,full_scan,y_f" + "," * (len(CSV_COLUMNS) - 2) + "\n")
     with pytest.raises(ValueError, match=r"case 'a': found \(more cells than columns\)"):
         read_per_case(path)
     row = {"case": "a", "protocol": "full_scan", "prediction": "y_f"}
     with pytest.raises(ValueError, match="found full_scan, y_f twice"):
         write_per_case(path, [row, row])
+
+
+def test_detection_is_the_auroc_in_the_head() -> None:
+    rng = np.random.default_rng(0)
+    shape = (12, 10, 8)
+    truth = np.zeros(shape, bool)
+    truth[3:8, 3:8, 2:6] = True
+    probability = 1 / (1 + np.exp(-4 * (truth - 0.5 + rng.normal(0, 0.4, shape))))
+    error = np.round(rng.random(shape), 1)  # with ties
+    inside = np.ones(shape, bool)
+    inside[:, :, 0] = False
+    wrong = (probability > 0.5) != truth
+    entropy = -(probability * np.log(probability) + (1 - probability) * np.log(1 - probability))
+    found = detection_metrics(error, probability, truth, inside, spacing=(2.0, 2.0, 3.0))
+    for name, score in (("error_auroc", error), ("entropy_auroc", entropy)):
+        expected = compute_roc_auc(torch.as_tensor(score[inside]), torch.as_tensor(wrong[inside]))
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
+
+
+def test_detection_at_the_border_leaves_out_what_is_farther_than_5_mm() -> None:
+    truth = np.zeros((20, 20, 20), bool)
+    truth[8:12, 8:12, 8:12] = True
+    probability, error = truth * 0.8 + 0.1, np.zeros(truth.shape)
+    truth[0, 0, 0] = True  # missed, far away, and not marked
+    probability[12, 9, 9], error[12, 9, 9] = 0.6, 1.0  # wrong at the border, and marked
+    found = detection_metrics(error, probability, truth, np.ones(truth.shape, bool), spacing=(2.0, 2.0, 2.0))
+    assert found["error_auroc_border"] == 1.0
+    assert found["error_auroc"] == pytest.approx((1 + 0.5) / 2, abs=1e-3)
+
+
+def test_detection_without_a_wrong_voxel_is_missing() -> None:
+    truth = np.zeros((4, 4, 4), bool)
+    truth[1:3, 1:3, 1:3] = True
+    found = detection_metrics(np.zeros(truth.shape), truth * 1.0, truth, np.ones(truth.shape, bool), spacing=(1, 1, 1))
+    assert all(math.isnan(value) for value in found.values())

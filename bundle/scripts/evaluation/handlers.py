@@ -18,12 +18,13 @@ from monai.engines import IterationEvents
 
 from scripts.data.datalist import TASKS
 from scripts.data.modality import modality_notes
-from scripts.evaluation.metrics import segmentation_metrics, synthesis_metrics
+from scripts.evaluation.metrics import detection_metrics, segmentation_metrics, synthesis_metrics
 from scripts.evaluation.per_case import read_per_case, write_per_case
 from scripts.files import whole_file
 from scripts.inference.cohort import Cohort
 from scripts.loading import NOTES, LoadScansd
 from scripts.networks.tissnet import COARSE, ERROR, PERCEPTOR, PRED, SYNTHETIC, outputs_of
+from scripts.networks.unet2d5 import BACKGROUND
 from scripts.pictures import case_figure, overlay_figure, read_volume
 from scripts.weights import load_weights
 
@@ -111,6 +112,15 @@ class EvaluationHandler(_CaseHandler):
             evaluator: Any = engine
             if getattr(evaluator.inferer, "localized", False):  # elsewhere there is no synthetic image
                 shared |= {"psnr_global": math.nan, "ssim_global": math.nan}
+        if ERROR in working and COARSE in working:
+            inside = [_array(batch["image"], channel) > BACKGROUND for channel in range(len(batch["image"]))]
+            shared |= detection_metrics(
+                _array(working[ERROR]),
+                _array(working[PRED]),
+                _array(batch["label"]) > THRESHOLD,
+                np.any(inside, axis=0),
+                spacing=_spacing(batch["label"]),
+            )
         if PERCEPTOR in output:
             perceived = _array(output[PERCEPTOR]) >= THRESHOLD
             for name, value in segmentation_metrics(perceived, truth, spacing=spacing).items():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy import ndimage
+from scipy.stats import rankdata
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ RANGE_TOLERANCE = 1e-3  # how far interpolation and reduced precision may leave 
 LOCAL_MARGIN = 5  # voxels added on each side of the box around the truth, for the local PSNR and SSIM
 SSIM_WINDOW = 7  # voxels along each axis
 SSIM_SIGMA = 1.5  # voxels
+BORDER_MM = 5.0  # how near to the mask's border a voxel counts as one of it, for the AUROC
 PSNR_CAP = 100.0  # dB; identical images would be infinite and would make every mean over cases infinite
 _SURFACE_MARGIN = 1  # voxels of background kept around both masks, so that cropping changes no surface
 
@@ -69,6 +71,57 @@ def segmentation_metrics(prediction: Array, truth: Array, *, spacing: Sequence[f
         "volume_mm3": voxels * float(np.prod(voxel)),
         "volume_truth_mm3": voxels_truth * float(np.prod(voxel)),
     }
+
+
+def detection_metrics(
+    error: Array, probability: Array, truth: Array, inside: Array, *, spacing: Sequence[float]
+) -> dict[str, float]:
+    """Compute how well the error map finds the voxels where the mask is wrong, and how well the mask's entropy does.
+
+    AUROC: the chance that a wrong voxel has a higher value than a right one; 0.5 teaches nothing. It is missing (NaN)
+    where no voxel is wrong or none is right. The entropy of a probability p orders voxels as -|p - 1/2| does.
+
+    Args:
+        error: error map (X, Y, Z), 0 to 1.
+        probability: of the fine mask, y_f, (X, Y, Z); the mask is where it is above 1/2.
+        truth: mask (X, Y, Z) of 0 and 1.
+        inside: mask (X, Y, Z) of the voxels that count, the head.
+        spacing: voxel size along X, Y, Z in mm.
+
+    Returns:
+        error_auroc and entropy_auroc, over all of `inside`; error_auroc_border and entropy_auroc_border, over those of
+        its voxels within `BORDER_MM` of the mask's border.
+    """
+    given = {"error": error, "probability": probability}
+    maps = {name: np.asarray(torch.as_tensor(value), dtype=np.float64) for name, value in given.items()}
+    right, head = _mask(truth, "truth"), _mask(inside, "inside")
+    _check_same_shape(**maps, truth=right, inside=head)
+    mask = maps["probability"] > 0.5
+    wrong = mask != right
+    near = head & (_distance_to_border(mask, spacing) <= BORDER_MM)
+    scores = {"error": maps["error"], "entropy": -np.abs(maps["probability"] - 0.5)}
+    return {
+        f"{name}_auroc{suffix}": _auroc(score[region], wrong[region])
+        for suffix, region in (("", head), ("_border", near))
+        for name, score in scores.items()
+    }
+
+
+def _distance_to_border(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Distance in mm to the nearest voxel on the mask's other side; infinite where there is none."""
+    if mask.all() or not mask.any():
+        return np.full(mask.shape, np.inf)
+    outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    return np.where(mask, ndimage.distance_transform_edt(mask, sampling=spacing), outside)
+
+
+def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """The Mann-Whitney statistic as a fraction, ties counted half."""
+    n, total = int(positive.sum()), positive.size
+    if n in (0, total):
+        return float("nan")
+    ranks = rankdata(score)[positive].sum()
+    return float((ranks - n * (n + 1) / 2) / (n * (total - n)))
 
 
 def synthesis_metrics(synthetic: Array, real: Array, truth: Array, *, margin: int = LOCAL_MARGIN) -> dict[str, float]:

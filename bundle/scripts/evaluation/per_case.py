@@ -19,13 +19,14 @@ KEY_COLUMNS = ("case", "protocol", "prediction")
 NUMBER_COLUMNS = (
     *("dice", "assd_mm", "hd95_mm", "psnr_global", "psnr_local", "ssim_global", "ssim_local"),
     *("perceptibility_dice", "perceptibility_assd_mm", "perceptibility_hd95_mm"),
+    *("error_auroc", "entropy_auroc", "error_auroc_border", "entropy_auroc_border"),
     *("volume_mm3", "volume_truth_mm3", "seconds"),
 )
 CSV_COLUMNS = KEY_COLUMNS + NUMBER_COLUMNS
 PROTOCOLS = ("full_scan", "paper_crop")
 PREDICTIONS = ("y_f", "y_c", "y_r", "mean")  # mean: of y_f and y_r
 
-_DICE_COLUMNS = ("dice", "perceptibility_dice")
+_AT_MOST_1 = tuple(name for name in NUMBER_COLUMNS if name.endswith("dice") or "auroc" in name)
 _SIGNED_COLUMNS = ("psnr_global", "psnr_local", "ssim_global", "ssim_local")  # every other number is 0 or more
 
 
@@ -98,7 +99,7 @@ def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         number = pd.to_numeric(given, errors="coerce")
         refuse(number.isna() & given.notna(), f"found {column} = {{{column}!r}}; expected a number or an empty cell.")
         low = -math.inf if column in _SIGNED_COLUMNS else 0.0
-        high = 1.0 if column in _DICE_COLUMNS else math.inf
+        high = 1.0 if column in _AT_MOST_1 else math.inf
         refuse(
             number.notna() & ~(number.between(low, high) & (number.abs() < math.inf)),
             f"found {column} = {{{column}}}; expected a finite number from {low:g} to {high:g}, "
