@@ -86,7 +86,7 @@ def test_what_belongs_to_the_other_bundle_is_not_in_it(released: Path) -> None:
     assert not list(vs.rglob("*metadata_glioma*")) and not (vs / "models/glioma").exists()
     assert not (vs / "docs/glioma.md").exists()
     assert not (glioma / "models/localizer").exists()
-    assert {file.name for file in glioma.rglob("glioma*.yaml")} == {"glioma_weights.yaml"}
+    assert {file.name for file in glioma.rglob("glioma*.yaml")} == {"glioma_weights.yaml", "glioma_folds.yaml"}
     sha256 = {task: hashlib.sha256((folder / "models/model.pt").read_bytes()).hexdigest()
               for task, folder in (("vs", vs), ("glioma", glioma))}  # fmt: skip
     assert sha256["vs"] != sha256["glioma"]

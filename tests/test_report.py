@@ -240,7 +240,10 @@ def test_bad_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("{", "found no valid JSON"),
         ('{"case": "a"}', "found an entry without image, pred"),
         ('[{"case": "a", "image": ["x.nii"]}]', "found an entry without pred; expected a list of objects"),
-        ('[{"case": "a", "image": ["x.nii"], "pred": "y.nii"}]', "predictions.json: case a: .*x.nii: no such file"),
+        (
+            '[{"case": "a", "image": ["x.nii"], "pred": "y.nii"}]',
+            "predictions.json: case a: missing file: found no file .*x.nii, expected",
+        ),
     ],
 )
 def test_bad_predictions_are_refused(

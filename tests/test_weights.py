@@ -188,6 +188,18 @@ def test_the_file_loads_strictly_and_holds_the_weights_in_half_precision(tmp_pat
         assert torch.allclose(value, want, rtol=HALF_RTOL, atol=HALF_ATOL), name
 
 
+def test_the_command_takes_the_checkpoint_it_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", network().state_dict())
+    final = {name: value + 1 for name, value in network().state_dict().items()}
+    torch.save(final, run / "checkpoints" / "final.pt")
+    for checkpoint in ("best", "final"):
+        given = ["--run", str(run), "--output", str(tmp_path / f"{checkpoint}.pt"), "--checkpoint", checkpoint]
+        assert main(["export", *given]) == 0
+        shipped = torch.load(tmp_path / f"{checkpoint}.pt", weights_only=True)
+        trained = torch.load(run / "checkpoints" / f"{checkpoint}.pt", weights_only=True)
+        assert all(torch.allclose(shipped[name].to(v.dtype), v, HALF_RTOL, HALF_ATOL) for name, v in trained.items())
+
+
 def test_a_run_without_best_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"checkpoints.best\.pt: expected the run of a finished training"):
         export(tmp_path, tmp_path / "model.pt")
@@ -197,7 +209,8 @@ def test_a_whole_training_state_is_refused(tmp_path: Path) -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
     state = {"network": model.state_dict(), "optimizer_g": optimizer.state_dict(), "trainer": {"iteration": 4}}
-    with pytest.raises(ValueError, match=r"best\.pt is not a network's state dict: expected best\.pt, not last\.pt"):
+    message = r"best\.pt is not a network's state dict: expected best\.pt or final\.pt, not last\.pt"
+    with pytest.raises(ValueError, match=message):
         export(make_run(tmp_path / "run", state), tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 

@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
-        size = export(args.run, args.output, localizes=args.localizes)
+        size = export(args.run, args.output, checkpoint=args.checkpoint, localizes=args.localizes)
     except (FileNotFoundError, ValueError) as error:
         logger.error("%s", error)
         return 1

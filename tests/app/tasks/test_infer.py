@@ -341,7 +341,7 @@ def test_the_repositorys_glioma_model_is_as_its_metadata_say(bundle_root):
     assert served.sha256 == metadata["weights_sha256"]["models/model.pt"]
     assert not served.demonstration
     assert served.labels == {"whole tumor": 1} and served.source_modalities == ("T1", "ceT1", "T2")
-    assert served.inferer.size == (64, 64, 32)
+    assert served.inferer.size == (64, 80, 64)
 
 
 def test_damaged_glioma_weights_are_refused(bundle_root, tmp_path):
