@@ -89,6 +89,19 @@ ELSEWHERE = {
     "python ../tests/benchmarks/exports.py": "takes the released weights: a slow test of tests/test_exports.py",
     "make zoo-check": "is tests/test_zoo.py",
     (
+        "python -m scripts.experiments --dataset_dir DIR --output runs/folds --arms tissnet source_only upper_bound "
+        "--jobs 2"
+    ): ("trains on every fold; a slow test of tests/test_experiments.py"),
+    (
+        "python -m scripts.prepare brats --input BRATS --output data/glioma --task glioma --accept CASE:modality "
+        '--accept "OTHER:mask outside head"'
+    ): ("names cases that are looked at; tests/data/test_accept.py"),
+    "python tests/fuzz/headers.py --format nifti --seconds 60": "a minute; tests/fuzz/test_headers.py is the same",
+    (
+        "python -m scripts.report runs/folds/source_only runs/folds/tissnet runs/folds/upper_bound "
+        "--output runs/folds/report"
+    ): ("needs what scripts.experiments leaves; the same slow test"),
+    (
         "python ../tests/benchmarks/exports.py --bundle UNPACKED/tissnet_glioma "
         "--image PATIENT_t1.nii.gz PATIENT_t1ce.nii.gz PATIENT_t2.nii.gz --label PATIENT_seg.nii.gz"
     ): "takes an unpacked release and a patient: tests/test_exports.py has both in small",
@@ -214,7 +227,7 @@ class Sandbox:
                 shutil.copytree(BUNDLE / "models", self.bundle / "models")
             else:
                 write_weights(self.bundle / "models", self.task)
-                write_weights(self.bundle / "models/glioma", "glioma", pooling=(2, 2, 2))  # glioma_2mm.yaml
+                write_weights(self.bundle / "models/glioma", "glioma", pooling=(2, 2, 2), planar_levels=0)
                 enter_all(self.bundle)
         self.stamp.touch()
         tiny = (CONFIGS / "debug.yaml").read_text(encoding="utf-8")
@@ -514,20 +527,23 @@ def small(words: list[str], grid: str, *, trains: bool) -> list[str]:
     return words
 
 
-def write_weights(folder: Path, task: str, *, pooling: tuple[int, int, int] | None = None) -> Path:
+def write_weights(
+    folder: Path, task: str, *, pooling: tuple[int, int, int] | None = None, planar_levels: int = 2
+) -> Path:
     """Untrained networks of debug.yaml's size, in the layout of models/; returns the cascade's file.
 
     Args:
         folder: to write.
         task: decides on the number of channels.
         pooling: of the localizer, by default the task's.
+        planar_levels: of cascade and perceptor; glioma_2mm.yaml has 0.
     """
     tiny = ConfigParser.load_config_file(str(CONFIGS / "debug.yaml"))
     torch.manual_seed(0)
     channels, own = (3, (4, 4, 4)) if task == "glioma" else (1, (4, 4, 1))
     networks = {
-        "model.pt": TISSNet(channels, features=tiny["features"]),
-        "perceptor/perceptor.pt": UNet2d5(1, features=tiny["features"]),
+        "model.pt": TISSNet(channels, features=tiny["features"], planar_levels=planar_levels),
+        "perceptor/perceptor.pt": UNet2d5(1, features=tiny["features"], planar_levels=planar_levels),
         "localizer/localizer.pt": Localizer(channels, pooling=pooling or own, features=tiny["localizer_features"]),
     }
     for name, network in networks.items():
@@ -551,7 +567,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = folder / "project/bundle"
     copy_tree(BUNDLE, bundle, without=LEFT_BEHIND)
     write_weights(bundle / "models", "vs")
-    write_weights(bundle / "models/glioma", "glioma")
+    write_weights(bundle / "models/glioma", "glioma", planar_levels=0)
     shutil.rmtree(bundle / "models/glioma/localizer")  # none is released
     for arguments in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *arguments], cwd=bundle, check=True)

@@ -60,7 +60,7 @@ def phantoms(size: str, cases: int) -> Any:
 def prepared(config: ConfigParser, data: Path) -> Any:
     from scripts.loading import LoadScansd
 
-    load = LoadScansd(["image", "label"])
+    load = LoadScansd(["image", "label"], labels="label")
     for entry in load_datalist(str(data / "datalist.json"), section="testing", task=config["task"]):
         loaded = load(dict(entry))
         yield entry["case"], {"image": loaded["image"]}, loaded["label"][0].numpy() > 0
