@@ -30,9 +30,9 @@ $(STAMP): requirements.txt requirements-bundle.txt
 demo: $(STAMP) ## Train, evaluate and segment small phantoms, with pictures (at most 10 minutes)
 	cd bundle && "$(PY)" -m scripts.demo
 
-# .venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
-test: $(STAMP) ## Tests but the slow ones, with line coverage
-	"$(PY)" -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal --cov --cov-report=term
+# .venv/bin/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
+test: $(STAMP) ## Tests but the slow ones
+	"$(PY)" -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # .venv/bin/python -m pytest -m slow --numprocesses logical --maxprocesses 4 --dist worksteal
 test-slow: $(STAMP) ## The slow tests alone: whole documents, servers, the model zoo's unit tests

@@ -254,7 +254,7 @@ def test_a_process_that_nobody_waited_for_is_not_alive():
     assert not is_alive(ended.pid)
 
 
-@pytest.mark.parametrize("source", ["phantom", "vs_seg"])
+@pytest.mark.parametrize("source", ["phantom", pytest.param("vs_seg", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_where_it_was(tmp_path, source):
     """SIGKILL in the middle of real preparation; the second run gives what one run gives, byte by byte."""
     if source == "vs_seg":
