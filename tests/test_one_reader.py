@@ -14,9 +14,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made.places import corners, itk_affine
 from scipy.spatial.transform import Rotation
 
 from scripts.data.volume import FORMS_AGREE_MM, CaseError, NiftiVolume
@@ -85,22 +85,6 @@ def write(folder: Path, given: dict[str, Any]) -> Path:
     path = folder / given["name"]
     path.write_bytes(gzip.compress(raw, 1) if path.suffix == ".gz" else raw)
     return path
-
-
-def corners(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    return nib.affines.apply_affine(affine, list(itertools.product(*[(0, n - 1) for n in shape])))
-
-
-def itk_affine(path: Path) -> np.ndarray | None:
-    """As ITK places a file; None where it refuses it."""
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        return None
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)

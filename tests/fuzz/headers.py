@@ -40,6 +40,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / folder) for folder in ("bundle", "tests")]
 
 from made.dicom import make_affine, write_enhanced, write_series  # noqa: E402
+from made.places import corners, itk_affine  # noqa: E402
 
 from scripts.data.conversion import write_image  # noqa: E402
 from scripts.data.dicom.folder import scan  # noqa: E402
@@ -269,22 +270,6 @@ def damaged(kind: str, data: bytes) -> Files:
 
 
 # What must hold
-
-
-def corners(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    return nib.affines.apply_affine(affine, list(itertools.product(*[(0, n - 1) for n in shape])))
-
-
-def itk_affine(path: Path) -> np.ndarray | None:
-    """As ITK places a file; None where it refuses it."""
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        return None
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def check_outcome(kind: str, files: Files) -> str:

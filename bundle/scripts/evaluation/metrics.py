@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy import ndimage
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
     n, total = int(positive.sum()), positive.size
     if n in (0, total):
         return float("nan")
-    ranks = rankdata(score)[positive].sum()
-    return float((ranks - n * (n + 1) / 2) / (n * (total - n)))
+    pairs = mannwhitneyu(score[positive], score[~positive], method="asymptotic").statistic
+    return float(pairs / (n * (total - n)))
 
 
 def synthesis_metrics(synthetic: Array, real: Array, truth: Array, *, margin: int = LOCAL_MARGIN) -> dict[str, float]:
